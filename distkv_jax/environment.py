@@ -1,0 +1,43 @@
+"""The one place that reads, and adds to, the process environment."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from distkv_jax.errors import ConfigError
+
+CACHE_VARIABLE = "DISTKV_CACHE_DIR"
+
+
+def cache_folder() -> Path:
+    """Find the folder for what can be rebuilt: compiled programs, built kernels.
+
+    Returns:
+        `$DISTKV_CACHE_DIR`, else `$XDG_CACHE_HOME/distkv-jax`, else `~/.cache/distkv-jax`. The
+        folder need not exist yet.
+
+    Raises:
+        ConfigError: The variable names something that is not a folder, or a relative path.
+    """
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        folder = Path(given)
+        if not folder.is_absolute() or (folder.exists() and not folder.is_dir()):
+            raise ConfigError(f"{CACHE_VARIABLE}={given} must be the absolute path of a folder")
+        return folder
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "distkv-jax"
+
+
+def add_xla_flags(flags: Mapping[str, str]) -> None:
+    """Add `flags` to XLA_FLAGS; one that the user has set keeps the user's value.
+
+    XLA reads the variable when the first backend starts: later additions have no effect.
+
+    Args:
+        flags: Name, without the leading dashes, to value.
+    """
+    words = os.environ.get("XLA_FLAGS", "").split()
+    known = {word.split("=", 1)[0] for word in words}
+    words += [f"--{name}={value}" for name, value in flags.items() if f"--{name}" not in known]
+    os.environ["XLA_FLAGS"] = " ".join(words)

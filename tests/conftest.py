@@ -1,0 +1,31 @@
+"""Settings of every test: eight simulated devices, strict numerics, a compile cache."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from distkv_jax.mesh import load_mesh_config, make_mesh
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure() -> None:
+    """Set JAX up before any test module can start it."""
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "tests"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    make_mesh(load_mesh_config("cpu-8"))
+    # On a machine with an accelerator as well: a test that wants it names it.
+    jax.config.update("jax_default_device", jax.devices("cpu")[0])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need an accelerator where there is none."""
+    if jax.default_backend() != "cpu":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
