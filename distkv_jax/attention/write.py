@@ -1,0 +1,29 @@
+"""Writing a layer's new keys and values into this instance's pool, heads split over `tensor`."""
+
+import jax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.kv_write import kv_write
+
+
+def write_kv(
+    pool: Float[Array, "blocks 2 kv_heads block_size head_dim"],
+    k: Float[Array, "tokens kv_heads head_dim"],
+    v: Float[Array, "tokens kv_heads head_dim"],
+    blocks: Int[Array, " tokens"],
+    slots: Int[Array, " tokens"],
+) -> Float[Array, "blocks 2 kv_heads block_size head_dim"]:
+    """Write where the tokens were computed. Donate the pool, the result replaces it.
+
+    Manual over `tensor`, so that every device writes its own heads and nothing is exchanged.
+    """
+    heads, pool_heads = P(None, "tensor"), P(None, None, "tensor")
+    with jax.named_scope("kv_write"):
+        return jax.shard_map(
+            kv_write,
+            in_specs=(pool_heads, heads, heads, P(), P()),
+            out_specs=pool_heads,
+            axis_names={"tensor"},
+            check_vma=False,
+        )(pool, k, v, blocks, slots)

@@ -1,0 +1,1 @@
+"""Attention over blocks of a KV pool: kernels that know JAX and nothing else of the project."""
