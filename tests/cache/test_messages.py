@@ -1,0 +1,36 @@
+"""Messages are plain values: equal by content, frozen, printable, complete without a wire."""
+
+import dataclasses
+
+import pytest
+
+from distkv_jax.cache.messages import Entry, Heartbeat, Loan
+
+
+def make_heartbeat() -> Heartbeat:
+    return Heartbeat(
+        instance=1,
+        number=3,
+        is_full=False,
+        num_free=2,
+        num_held=6,
+        num_lendable=1,
+        loans=(Loan(debtor=0, num_blocks=2), Loan(debtor=2, num_blocks=1)),
+        entries=(Entry(request_id="a", home=0, num_blocks=2),),
+    )
+
+
+def test_heartbeat_totals_follow_from_its_fields():
+    assert make_heartbeat().num_blocks == 8
+    assert make_heartbeat().num_lent == 3
+
+
+def test_equal_messages_are_equal_and_print_what_they_say():
+    assert make_heartbeat() == make_heartbeat()
+    assert "Entry(request_id='a', home=0, num_blocks=2)" in str(make_heartbeat())
+
+
+@pytest.mark.parametrize("message", [make_heartbeat(), *make_heartbeat().loans])
+def test_messages_are_frozen(message: Heartbeat | Loan):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(message, dataclasses.fields(message)[0].name, 7)
