@@ -1,0 +1,153 @@
+"""What a request must be to be taken in: checked once, before anything changes."""
+
+import random
+from collections.abc import Container
+
+from distkv_jax.cache.coordinator import Coordinator
+from distkv_jax.engine.config import EngineConfig
+from distkv_jax.engine.request import Request
+from distkv_jax.engine.sampling_params import check_vocabulary, tokenize_bad_words
+from distkv_jax.engine.sequence import Sequence, SequenceKey
+from distkv_jax.errors import PromptTooLong, QueueFull, RequestError
+from distkv_jax.models.config import ModelConfig
+from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
+
+
+class Admission:
+    """Turns requests into sequences, and refuses what can never be served, with the numbers."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: ModelConfig,
+        coordinator: Coordinator,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._tokenizer = tokenizer
+        self._coordinator = coordinator
+        self._random = random.Random(config.seed)
+        self._num_arrivals = 0
+
+    @property
+    def max_model_len(self) -> int:
+        """Positions a sequence may have."""
+        asked = self._config.max_model_len
+        return self._model.max_model_len if asked is None else min(asked, self._model.max_model_len)
+
+    @property
+    def max_slots(self) -> int:
+        """KV slots a sequence could have if it were alone; unlimited by a sliding window."""
+        homes = range(self._coordinator.num_instances)
+        blocks = max(self._coordinator.capacity(home) for home in homes)
+        return blocks * self._config.block_size
+
+    def check(self, request: Request) -> int:
+        """Verify that a request could be served by an empty engine.
+
+        Returns:
+            Most tokens each of its samples may have.
+
+        Raises:
+            PromptTooLong: It needs more positions or blocks than there are.
+            RequestError: Something else about it cannot be.
+        """
+        prompt, params = request.prompt_token_ids, request.params
+        if not prompt:
+            raise RequestError("prompt is empty, must have at least 1 token")
+        largest, smallest = max(prompt), min(prompt)
+        if smallest < 0 or largest >= self._model.vocab_size:
+            bad = smallest if smallest < 0 else largest
+            raise RequestError(
+                f"prompt has token id {bad}, the model has 0..{self._model.vocab_size - 1}"
+            )
+        check_vocabulary(params, self._model.vocab_size)
+        if params.stop_strings:
+            require_tokenizer(self._tokenizer)
+        if len(prompt) >= self.max_model_len:
+            raise PromptTooLong(
+                f"prompt has {len(prompt)} tokens, the model's limit is {self.max_model_len} "
+                "with at least 1 generated token",
+                given=len(prompt),
+                limit=self.max_model_len - 1,
+            )
+        return self._check_slots(request)
+
+    def sequences_of(
+        self, request: Request, live: Container[str], num_waiting: int
+    ) -> list[Sequence]:
+        """Make a request's sequences.
+
+        Args:
+            request: What was asked.
+            live: Names of requests that have not ended.
+            num_waiting: Sequences that wait already.
+
+        Raises:
+            RequestError: As `check`, or its name is taken.
+            QueueFull: Too many wait.
+        """
+        if request.request_id in live:
+            raise RequestError(f"request_id {request.request_id!r} is in use by a live request")
+        max_tokens = self.check(request)
+        limit = self._config.max_num_queued_reqs
+        if num_waiting >= limit:
+            raise QueueFull(f"{num_waiting} requests wait, limit {limit}")
+        params = request.params
+        seed = self._random.getrandbits(63) if params.seed is None else params.seed
+        by_priority = self._config.scheduling_policy == "priority"
+        self._num_arrivals += 1
+        sequences: list[Sequence] = []
+        for index in range(params.n):
+            sequences.append(
+                Sequence(
+                    key=SequenceKey(request.request_id, index),
+                    order=(request.priority * by_priority, self._num_arrivals, index),
+                    prompt=request.prompt_token_ids,
+                    params=params,
+                    bad_words=self._bad_words(params.bad_words or ()),
+                    max_tokens=max_tokens,
+                    stop_ids=self._stop_ids(request),
+                    seed=seed,
+                    block_size=self._config.block_size,
+                    parent=sequences[0] if sequences else None,
+                )
+            )
+        return sequences
+
+    def _check_slots(self, request: Request) -> int:
+        """Refuse what the whole mesh could not hold; the last token generated needs no slot."""
+        num_prompt, asked = len(request.prompt_token_ids), request.params.max_tokens
+        longest = self.max_model_len - num_prompt
+        if asked is not None and asked < longest:
+            longest = asked
+        if self._model.sliding_window is not None:
+            return longest
+        room = self.max_slots + 1 - num_prompt
+        if asked is None:
+            longest = min(longest, room)
+        if longest > room or room < 1:
+            instances = self._coordinator.num_instances
+            given = num_prompt + max(longest, 1) - 1
+            held = "alone" if instances == 1 or not self._config.pooling else "together"
+            raise PromptTooLong(
+                f"prompt of {num_prompt} tokens with max_tokens={asked} needs {given} KV slots, "
+                f"{instances} instances {held} hold {self.max_slots} for one request",
+                given=given,
+                limit=self.max_slots,
+            )
+        return longest
+
+    def _stop_ids(self, request: Request) -> frozenset[int]:
+        params = request.params
+        ends = () if params.ignore_eos else self._model.eos_token_ids
+        return frozenset((*ends, *(params.stop_token_ids or ())))
+
+    def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        if not words:
+            return ()
+        tokenizer = require_tokenizer(self._tokenizer)
+        return tokenize_bad_words(
+            words, lambda text: tokenizer.encode(text, add_special_tokens=False)
+        )

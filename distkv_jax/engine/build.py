@@ -1,0 +1,138 @@
+"""Putting an engine together from a model, a mesh and a config."""
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from distkv_jax.cache.coordinator import Coordinator
+from distkv_jax.engine.admission import Admission
+from distkv_jax.engine.collector import Collector
+from distkv_jax.engine.config import EngineConfig
+from distkv_jax.engine.encode import Encoder
+from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
+from distkv_jax.engine.placer import Placer
+from distkv_jax.engine.runner import PoolSpec, Progress, Runner
+from distkv_jax.engine.sampler_state import state_bytes
+from distkv_jax.engine.scheduler import Scheduler
+from distkv_jax.engine.shapes import ShapeTable
+from distkv_jax.mesh import INSTANCE, TENSOR
+from distkv_jax.models.checkpoint import LoadedModel
+
+
+# Below that XLA:CPU falls off its fast matrix product: 1 row costs ten times as much as 4 in bfloat16.
+MIN_DECODE_ROWS = 4
+
+
+def build_engine(
+    model: LoadedModel, mesh: Mesh, config: EngineConfig, progress: Progress | None = None
+) -> Engine:
+    """Size the pools, compile the programs, and start with every block free.
+
+    Raises:
+        ConfigError: The settings and the memory do not go together.
+    """
+    num_instances = mesh.shape[INSTANCE]
+    num_blocks = config.num_blocks or size_pool(model, mesh, config)
+    pool = pool_spec(model, config, num_blocks)
+    shapes = shape_table(config, num_instances, num_blocks)
+    runner = make_runner(model, mesh, config, pool)
+    if config.warm_up:
+        runner.warm_up(shapes.shapes, progress)
+    coordinator = Coordinator(
+        num_instances, num_blocks, lend_cap=config.lend_cap, pooling=config.pooling
+    )
+    placer = Placer(
+        coordinator,
+        num_instances=num_instances,
+        policy=config.placement,
+        spread_tokens=config.spread_tokens or config.max_num_batched_tokens,
+        step_tokens=config.prefill_tiles * config.tile * num_instances,
+        seed=config.seed,
+    )
+    window = model.config.sliding_window
+    return Engine(
+        runner=runner,
+        coordinator=coordinator,
+        scheduler=Scheduler(
+            coordinator, placer, shapes, num_slots=config.max_num_seqs, window=window
+        ),
+        encoder=Encoder(
+            shapes, num_blocks=num_blocks, num_slots=config.max_num_seqs, window=window
+        ),
+        admission=Admission(config, model.config, coordinator, model.tokenizer),
+        collector=Collector(model.tokenizer),
+        max_step_failures=config.max_step_failures,
+    )
+
+
+def pool_spec(model: LoadedModel, config: EngineConfig, num_blocks: int) -> PoolSpec:
+    """The pools of a model: keys and values in the weights' dtype."""
+    shape = model.config
+    return PoolSpec(
+        num_layers=shape.num_layers,
+        num_blocks=num_blocks,
+        kv_heads=shape.kv_heads,
+        block_size=config.block_size,
+        head_dim=shape.head_dim,
+        dtype=np.dtype(weight_dtype(model)),
+    )
+
+
+def shape_table(config: EngineConfig, num_instances: int, num_blocks: int) -> ShapeTable:
+    """The buckets: lists are twice the pool, since samples list their shared blocks each."""
+    return ShapeTable(
+        max_decode_rows=max(MIN_DECODE_ROWS, config.max_num_seqs),
+        max_prefill_tiles=config.prefill_tiles,
+        tile=config.tile,
+        entries=2 * num_blocks,
+        instances=num_instances,
+        pooling=config.pooling,
+    )
+
+
+def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: PoolSpec) -> Runner:
+    """A runner with empty pools."""
+    return Runner(
+        mesh=mesh,
+        config=model.config,
+        graphdef=model.graphdef,
+        params=model.params,
+        pool=pool,
+        num_slots=config.max_num_seqs,
+        implementation=config.micro_attention,
+    )
+
+
+def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
+    """Blocks of each instance's pool: what device memory leaves, or on CPU a fixed default."""
+    one_block = pool_spec(model, config, 1)
+    num_instances, tensor = mesh.shape[INSTANCE], mesh.shape[TENSOR]
+    limit = device_bytes(mesh.devices.flat[0])
+    if limit is None:
+        return max(1, CPU_POOL_BYTES // num_instances // one_block.block_bytes)
+    largest = shape_table(config, num_instances, 1).shapes[-1]
+    runner = make_runner(model, mesh, config, one_block)
+    leaves = jax.tree.leaves(model.params)
+    return blocks_that_fit(
+        MemoryUse(
+            limit=limit,
+            fraction=config.device_memory_fraction,
+            weights=sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves),
+            state=state_bytes(config.max_num_seqs, model.config.vocab_size),
+            temporaries=runner.temporary_bytes(largest),
+            block=one_block.block_bytes // tensor,
+        )
+    )
+
+
+def device_bytes(device: jax.Device) -> int | None:
+    """Memory of a device; None where it cannot say, as on CPU."""
+    stats = device.memory_stats()
+    return None if stats is None else stats.get("bytes_limit")
+
+
+def weight_dtype(model: LoadedModel) -> np.dtype:
+    """The dtype of a model's weights."""
+    return np.dtype(nnx.to_flat_state(model.params)[0][1][...].dtype)

@@ -1,0 +1,90 @@
+"""How an engine is sized and how it places blocks."""
+
+import dataclasses
+from typing import Literal, get_args
+
+from distkv_jax.errors import ConfigError
+
+Placement = Literal["home", "round_robin", "random"]
+"""Where new blocks go: at home and then borrowed, over all instances in turn, or anywhere."""
+
+SchedulingPolicy = Literal["fcfs", "priority"]
+"""The order of waiting requests: by arrival, or by priority and then arrival."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Sizes and policies of an engine; the names are vLLM's where it has them.
+
+    Attributes:
+        block_size: Tokens of a block; a power of two.
+        num_blocks: Blocks of each instance's pool; None sizes the pool from device memory.
+        device_memory_fraction: Share of device memory for weights, pools and temporaries together.
+        max_model_len: Positions a sequence may have; None takes the model's.
+        max_num_seqs: Sequences that run at once, over the whole mesh.
+        max_num_batched_tokens: Prompt tokens each instance computes in a step, rounded up to whole
+            tiles of 64; `LLM` takes 128 on a mesh of simulated instances.
+        max_num_queued_reqs: Requests that may wait; more are refused.
+        pooling: Whether a sequence may have blocks on other instances than its home.
+        lend_cap: Blocks an instance lends at most; None for all of them.
+        placement: Where new blocks go.
+        spread_tokens: Prompts longer than this are spread over instances even when home could hold
+            them; None takes `max_num_batched_tokens`.
+        scheduling_policy: Order of the queue.
+        seed: Seed of sequences that name none, and of random placement.
+        warm_up: Compile every program at start; without, each compiles when first needed.
+        max_step_failures: Consecutive failed steps a request survives.
+        micro_attention: Name of the MicroAttention implementation; None for the platform's best.
+    """
+
+    block_size: int = 64
+    num_blocks: int | None = None
+    device_memory_fraction: float = 0.9
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_num_queued_reqs: int = 65536
+    pooling: bool = True
+    lend_cap: int | None = None
+    placement: Placement = "home"
+    spread_tokens: int | None = None
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    seed: int = 0
+    warm_up: bool = True
+    max_step_failures: int = 3
+    micro_attention: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1 or self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size={self.block_size} must be a power of two")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("num_blocks", "max_model_len", "spread_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1 or None")
+        if self.lend_cap is not None and self.lend_cap < 0:
+            raise ConfigError(f"lend_cap={self.lend_cap} must be at least 0 or None")
+        if not 0 < self.device_memory_fraction <= 1:
+            raise ConfigError(
+                f"device_memory_fraction={self.device_memory_fraction} must be within (0, 1]"
+            )
+        for name, allowed in (
+            ("placement", get_args(Placement)),
+            ("scheduling_policy", get_args(SchedulingPolicy)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}"
+                )
+
+    @property
+    def tile(self) -> int:
+        """Tokens of a prefill tile."""
+        return min(64, self.max_num_batched_tokens)
+
+    @property
+    def prefill_tiles(self) -> int:
+        """Prefill tiles of an instance in a step."""
+        return -(-self.max_num_batched_tokens // self.tile)

@@ -1,0 +1,274 @@
+"""The engine: requests in, updates out, one step at a time; every request ends exactly once."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterable
+
+import jax
+
+from distkv_jax.cache.coordinator import Coordinator
+from distkv_jax.engine.admission import Admission
+from distkv_jax.engine.collector import Collector
+from distkv_jax.engine.encode import Encoder
+from distkv_jax.engine.outputs import Update
+from distkv_jax.engine.request import Request
+from distkv_jax.engine.runner import InFlight, Runner
+from distkv_jax.engine.sampler_state import slot_row
+from distkv_jax.engine.scheduler import Scheduler, StepPlan
+from distkv_jax.engine.sequence import FinishReason, Sequence, State
+
+
+@dataclasses.dataclass(slots=True)
+class EngineStats:
+    """Totals since the engine started.
+
+    Attributes:
+        num_steps: Steps dispatched.
+        num_spanning_steps: Of those, steps with queries that travelled.
+        num_computed_tokens: Tokens computed, recomputed ones included.
+        num_prompt_tokens: Prompt tokens of requests that were taken in.
+        num_generated_tokens: Tokens given out.
+        num_preemptions: Sequences whose blocks were taken for older ones.
+        num_failed_steps: Steps that raised; their sequences were prefilled again.
+        host_s: Seconds the host spent planning, encoding, dispatching and collecting.
+        wait_s: Seconds it waited for the device.
+    """
+
+    num_steps: int = 0
+    num_spanning_steps: int = 0
+    num_computed_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_failed_steps: int = 0
+    host_s: float = 0.0
+    wait_s: float = 0.0
+
+
+class Engine:
+    """Continuous batching over a pooled KV cache. One thread owns an engine.
+
+    The host runs one step behind the device: a step is planned and dispatched before the tokens of
+    the one before are read. A step that raises loses the pools; its sequences are prefilled again
+    from their known tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        coordinator: Coordinator,
+        scheduler: Scheduler,
+        encoder: Encoder,
+        admission: Admission,
+        collector: Collector,
+        max_step_failures: int,
+    ) -> None:
+        self.stats = EngineStats()
+        self.coordinator = coordinator
+        self.runner = runner
+        self._scheduler = scheduler
+        self._encoder = encoder
+        self.admission = admission
+        self._collector = collector
+        self._max_step_failures = max_step_failures
+        self._requests: dict[str, tuple[Request, list[Sequence]]] = {}
+        self._in_flight: InFlight | None = None
+        self._num_failures_in_a_row = 0
+        self._is_audited = True
+        coordinator.beat()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a call of `step` would do anything."""
+        return bool(self._requests) or self._in_flight is not None
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._scheduler.waiting)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: It can never be served, or a live request has its name; it is not queued.
+            QueueFull: Too many wait already.
+        """
+        sequences = self.admission.sequences_of(
+            request, self._requests.keys(), len(self._scheduler.waiting)
+        )
+        self._requests[request.request_id] = (request, sequences)
+        self.stats.num_prompt_tokens += len(request.prompt_token_ids)
+        for sequence in sequences:
+            self._collector.begin(sequence)
+            self._scheduler.add(sequence)
+
+    def cancel(self, request_id: str) -> list[Update]:
+        """End a request's samples and free its blocks; an unknown or ended one is ignored."""
+        return self._end_all([request_id], FinishReason.CANCELLED)
+
+    def step(self) -> list[Update]:
+        """Plan and dispatch a step, then read the one before.
+
+        Returns:
+            What became known: new tokens, ends.
+
+        Raises:
+            InvariantError: A promise of ours is broken; stop serving.
+        """
+        begin = time.perf_counter()
+        updates = self._end_overdue()
+        waited_before = self.stats.wait_s
+        previous, self._in_flight = self._in_flight, None
+        try:
+            self._in_flight = self._dispatch(self._scheduler.schedule())
+            if previous is not None:
+                updates += self._collect(previous)
+                self._num_failures_in_a_row = 0
+        except jax.errors.JaxRuntimeError as error:
+            updates += self._recover(str(error))
+        self.coordinator.beat()
+        self.stats.num_preemptions = self._scheduler.num_preemptions
+        waited = self.stats.wait_s - waited_before
+        self.stats.host_s += time.perf_counter() - begin - waited
+        self._audit_when_idle()
+        return updates
+
+    def fail_all(self, error: str) -> list[Update]:
+        """End everything with an error: the engine stops."""
+        self._in_flight = None
+        return self._end_all(list(self._requests), FinishReason.ERROR, error)
+
+    def close(self) -> list[Update]:
+        """Cancel what is left, and check that every block is free."""
+        updates = self._end_all(list(self._requests), FinishReason.CANCELLED)
+        self._in_flight = None
+        self.coordinator.beat()
+        self.coordinator.check_idle()
+        return updates
+
+    def _dispatch(self, plan: StepPlan) -> InFlight | None:
+        if not plan.decodes and not plan.prefills:
+            return None
+        for sequence in plan.admitted:
+            if sequence.params.adjusts_logits:
+                self._set_slot(sequence)
+        for piece in itertools.chain(plan.decodes, plan.prefills):
+            note_placement(piece.sequence)
+        encoded = self._encoder.encode(plan, self.runner.num_instances)
+        self.stats.num_steps += 1
+        self.stats.num_spanning_steps += encoded.num_spanning > 0
+        self.stats.num_computed_tokens += encoded.num_tokens
+        return self.runner.dispatch(encoded)
+
+    def _set_slot(self, sequence: Sequence) -> None:
+        row = slot_row(
+            sequence.params,
+            prompt_ids=sequence.tokens[: sequence.prompt_len],
+            output_ids=sequence.output_tokens,
+            stop_ids=sorted(sequence.stop_ids),
+            vocab=self.runner.vocab_size,
+            bad_words=sequence.bad_words,
+        )
+        self.runner.set_slot(sequence.slot, row)
+
+    def _collect(self, step: InFlight) -> list[Update]:
+        begin = time.perf_counter()
+        ids, sampled = self.runner.read(step)
+        self.stats.wait_s += time.perf_counter() - begin
+        updates = []
+        for row in step.encoded.expected:
+            sequence = row.sequence
+            if sequence.state is State.FINISHED:
+                continue
+            if not row.is_sample:
+                assert sampled is not None
+                self._collector.score(row, sampled)
+                continue
+            sequence.num_pending -= 1
+            request, _ = self._requests[sequence.key.request_id]
+            token = int(ids[row.instance, row.row])
+            updates.append(self._collector.append(request, row, token, sampled))
+            self.stats.num_generated_tokens += 1
+            if sequence.state is State.FINISHED:
+                self._scheduler.release(sequence)
+                self._forget_if_ended(request.request_id)
+            elif sequence.state is State.PREEMPTED and not sequence.num_pending:
+                self._scheduler.add(sequence)
+        return updates
+
+    def _recover(self, error: str) -> list[Update]:
+        """After a failed step: new pools, and every running sequence is prefilled again."""
+        self.stats.num_failed_steps += 1
+        self._num_failures_in_a_row += 1
+        self._in_flight = None
+        victims = [
+            sequence
+            for _, sequences in self._requests.values()
+            for sequence in sequences
+            if sequence.state in (State.RUNNING, State.PREEMPTED)
+        ]
+        if self._num_failures_in_a_row > self._max_step_failures:
+            failed = {sequence.key.request_id for sequence in victims}
+            self._num_failures_in_a_row = 0
+            updates = self._end_all(failed, FinishReason.ERROR, f"steps kept failing: {error}")
+            self.runner.reset()
+            return updates
+        for sequence in victims:
+            sequence.num_pending = 0
+            if sequence.state is State.RUNNING:
+                self._scheduler.preempt(sequence)
+            else:
+                self._scheduler.add(sequence)
+        self.runner.reset()
+        return []
+
+    def _end_overdue(self) -> list[Update]:
+        now = time.monotonic()
+        overdue = [
+            request_id
+            for request_id, (request, _) in self._requests.items()
+            if request.deadline is not None and request.deadline <= now
+        ]
+        return self._end_all(overdue, FinishReason.DEADLINE)
+
+    def _end_all(
+        self, request_ids: Iterable[str], reason: FinishReason, error: str | None = None
+    ) -> list[Update]:
+        updates = []
+        for request_id in request_ids:
+            request, sequences = self._requests.get(request_id, (None, ()))
+            for sequence in sequences:
+                if request is not None and sequence.state is not State.FINISHED:
+                    self._scheduler.release(sequence)
+                    updates.append(self._collector.end(request, sequence, reason, error))
+            self._requests.pop(request_id, None)
+        return updates
+
+    def _forget_if_ended(self, request_id: str) -> None:
+        _, sequences = self._requests[request_id]
+        if all(sequence.state is State.FINISHED for sequence in sequences):
+            del self._requests[request_id]
+
+    def _audit_when_idle(self) -> None:
+        if self.has_work:
+            self._is_audited = False
+        elif not self._is_audited:
+            self.coordinator.check_idle()
+            self._is_audited = True
+
+
+def note_placement(sequence: Sequence) -> None:
+    """Remember where a sequence's tokens have been, for its output."""
+    local = sequence.table.local
+    sequence.instances_used.update(at for at, blocks in local.items() if len(blocks.ids))
+    remote = sum(len(blocks.ids) for at, blocks in local.items() if at != sequence.home)
+    tokens = remote * sequence.table.block_size
+    sequence.max_remote_tokens = max(sequence.max_remote_tokens, tokens)

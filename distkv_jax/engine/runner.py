@@ -1,0 +1,183 @@
+"""The device side of an engine: weights, pools, sampler state, and the programs over them."""
+
+import concurrent.futures
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from distkv_jax.engine.encode import Encoded
+from distkv_jax.engine.plan import buffer_size, empty_buffer
+from distkv_jax.engine.sampler import Sampled
+from distkv_jax.engine.sampler_state import SamplerState, SlotRow, empty_state, set_slot
+from distkv_jax.engine.sampling_params import MAX_LOGPROBS
+from distkv_jax.engine.shapes import PlanShape
+from distkv_jax.engine.step import Pools, StepOptions, make_step
+from distkv_jax.mesh import INSTANCE, TENSOR, sharding
+from distkv_jax.models.config import ModelConfig
+
+Progress = Callable[[int, int, str], None]
+"""Told how many programs are compiled, of how many, and the last one's name."""
+
+
+class InFlight(NamedTuple):
+    """A dispatched step whose results are not read yet."""
+
+    encoded: Encoded
+    ids: jax.Array
+    sampled: Sampled
+
+
+class PoolSpec(NamedTuple):
+    """Size of the pools.
+
+    Attributes:
+        num_layers: Layers, one pool array each.
+        num_blocks: Blocks of each instance.
+        kv_heads: KV heads, over all devices of an instance.
+        block_size: Tokens of a block.
+        head_dim: Width of a head.
+        dtype: Of keys and values.
+    """
+
+    num_layers: int
+    num_blocks: int
+    kv_heads: int
+    block_size: int
+    head_dim: int
+    dtype: np.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, all layers and heads."""
+        words = self.num_layers * 2 * self.kv_heads * self.block_size * self.head_dim
+        return words * self.dtype.itemsize
+
+    def shape(self, instances: int) -> tuple[int, ...]:
+        """Shape of one layer's pool over the whole mesh."""
+        return (instances * self.num_blocks, 2, self.kv_heads, self.block_size, self.head_dim)
+
+
+class Runner:
+    """Runs encoded steps; owns every array on the device.
+
+    After a step that failed the pools and the state are lost: `reset` makes new ones. One thread
+    owns a runner.
+    """
+
+    def __init__(
+        self,
+        *,
+        mesh: Mesh,
+        config: ModelConfig,
+        graphdef: nnx.GraphDef,
+        params: nnx.State,
+        pool: PoolSpec,
+        num_slots: int,
+        implementation: str | None,
+    ) -> None:
+        self.mesh = mesh
+        self.pool = pool
+        self.num_slots = num_slots
+        self.vocab_size = config.vocab_size
+        self._graphdef = graphdef
+        self._params = params
+        self._options = StepOptions(
+            scale=config.head_dim**-0.5,
+            window=config.sliding_window,
+            max_logprobs=min(MAX_LOGPROBS, config.vocab_size),
+            implementation=implementation,
+        )
+        self._programs: dict[PlanShape, jax.stages.Compiled] = {}
+        self._pools: Pools
+        self._state: SamplerState
+        self.reset()
+
+    @property
+    def num_instances(self) -> int:
+        """Instances of the mesh."""
+        return self.mesh.shape[INSTANCE]
+
+    def reset(self) -> None:
+        """Make empty pools and an empty sampler state."""
+        pool_sharding = sharding(self.mesh, INSTANCE, None, TENSOR)
+        shape, dtype = self.pool.shape(self.num_instances), self.pool.dtype
+        make_pool = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=pool_sharding)
+        self._pools = tuple(make_pool() for _ in range(self.pool.num_layers))
+        make_state = jax.jit(
+            lambda: empty_state(self.num_slots, self.vocab_size),
+            out_shardings=sharding(self.mesh),
+        )
+        self._state = make_state()
+
+    def warm_up(self, shapes: Sequence[PlanShape], progress: Progress | None = None) -> None:
+        """Compile and run every program once, so that nothing compiles while serving.
+
+        Tracing holds Python's lock, compiling does not: the programs compile in parallel.
+
+        Args:
+            shapes: Every shape that steps may have.
+            progress: Told of each program that is compiled.
+        """
+        with concurrent.futures.ThreadPoolExecutor(max_workers=4) as threads:
+            jobs = {threads.submit(self._compile, shape): shape for shape in shapes}
+            for done, job in enumerate(concurrent.futures.as_completed(jobs), start=1):
+                job.result()
+                if progress is not None:
+                    progress(done, len(jobs), str(jobs[job]))
+        for shape in shapes:
+            self.read(self.dispatch(self._idle_step(shape)))
+        empty_row = SlotRow(*(np.asarray(leaf[0]) for leaf in self._state))
+        self.set_slot(self.num_slots, empty_row)
+
+    def dispatch(self, encoded: Encoded) -> InFlight:
+        """Start a step; returns before it has run."""
+        program = self.program(encoded.shape)
+        buffer = jax.device_put(encoded.buffer, sharding(self.mesh, INSTANCE))
+        result = program(self._params, self._pools, self._state, buffer)
+        self._pools, self._state = result.pools, result.state
+        return InFlight(encoded, result.ids, result.sampled)
+
+    def read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
+        """Wait for a step: token ids (instances, rows), and log-probabilities if any were asked."""
+        encoded = step.encoded
+        ids = np.asarray(step.ids).reshape(self.num_instances, -1)
+        if not any(row.wants_logprobs for row in encoded.expected):
+            return ids, None
+        parts = (np.asarray(leaf) for leaf in step.sampled)
+        shaped = (part.reshape(self.num_instances, -1, *part.shape[1:]) for part in parts)
+        return ids, Sampled(*shaped)
+
+    def set_slot(self, slot: int, row: SlotRow) -> None:
+        """Fill a slot's tables before its sequence's first token is sampled."""
+        self._state = set_slot(self._state, np.int32(slot), row)
+
+    def program(self, shape: PlanShape) -> jax.stages.Compiled:
+        """The compiled program of a shape, compiling it where that has not been done."""
+        if shape not in self._programs:
+            self._compile(shape)
+        return self._programs[shape]
+
+    def temporary_bytes(self, shape: PlanShape) -> int:
+        """Bytes a device needs for a step besides weights, pools and state."""
+        return self.program(shape).memory_analysis().temp_size_in_bytes
+
+    def _idle_step(self, shape: PlanShape) -> Encoded:
+        buffer = empty_buffer(shape, num_blocks=self.pool.num_blocks, num_slots=self.num_slots)
+        return Encoded(shape, buffer, (), 0, 0)
+
+    def _compile(self, shape: PlanShape) -> None:
+        step = make_step(self._graphdef, shape, self.mesh, self._options)
+        buffer = jax.ShapeDtypeStruct(
+            (shape.instances, buffer_size(shape)),
+            np.int32,
+            sharding=sharding(self.mesh, INSTANCE),
+        )
+        lowered = jax.jit(step, donate_argnums=(1, 2)).lower(
+            self._params, self._pools, self._state, buffer
+        )
+        self._programs[shape] = lowered.compile()

@@ -1,0 +1,172 @@
+"""One step of all instances as a pure function: a step plan in, sampled tokens and new pools out.
+
+The whole step is one `shard_map`, manual over `instance`: left to the partitioner, row gathers,
+top-k and token feedback would each grow a collective. `tensor` stays Auto, except inside the
+attention island.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from distkv_jax.attention import BlockLists, TileClass, dist_attention, write_kv
+from distkv_jax.engine.plan import (
+    FLAG_ADJUST,
+    FLAG_BAN_STOP,
+    FLAG_LOGPROBS,
+    PlanArrays,
+    device_views,
+)
+from distkv_jax.engine.sampler import RowParams, Sampled, sample
+from distkv_jax.engine.sampler_state import SamplerState, commit
+from distkv_jax.engine.shapes import PlanShape
+from distkv_jax.models.decoder import Decoder
+
+Pools = tuple[Float[Array, "blocks 2 kv_heads block_size head_dim"], ...]
+"""One pool per layer."""
+
+
+class StepResult(NamedTuple):
+    """What a step leaves.
+
+    Attributes:
+        pools: The pools with this step's K and V; replace those that went in.
+        state: The sampler's state with this step's tokens; replaces the one that went in.
+        ids: Sampled token of every output row of every instance, equal on all of them.
+        sampled: Log-probabilities of each instance's output rows.
+    """
+
+    pools: Pools
+    state: SamplerState
+    ids: Int[Array, " all_rows"]
+    sampled: Sampled
+
+
+class StepOptions(NamedTuple):
+    """What a step is compiled for besides its shapes."""
+
+    scale: float
+    window: int | None
+    max_logprobs: int
+    implementation: str | None
+
+
+def make_step(
+    graphdef: nnx.GraphDef[Decoder], shape: PlanShape, mesh: Mesh, options: StepOptions
+) -> Callable[[nnx.State, Pools, SamplerState, Int[Array, "instances words"]], StepResult]:
+    """Build the function of a step; jit it with the pools and the state donated."""
+    return jax.shard_map(
+        functools.partial(instance_step, graphdef, shape, options),
+        mesh=mesh,
+        in_specs=(P(), P("instance"), P(), P("instance")),
+        out_specs=StepResult(P("instance"), P(), P(), P("instance")),
+        axis_names={"instance"},
+        check_vma=False,
+    )
+
+
+def instance_step(
+    graphdef: nnx.GraphDef[Decoder],
+    shape: PlanShape,
+    options: StepOptions,
+    params: nnx.State,
+    pools: Pools,
+    state: SamplerState,
+    buffer: Int[Array, "1 words"],
+) -> StepResult:
+    """Run one instance's part of a step. Donate `pools` and `state`, the results replace them."""
+    plan = device_views(buffer[0], shape)
+    model = nnx.merge(graphdef, params)
+    block_size = pools[0].shape[3]
+    slots = plan.positions % block_size
+    lists = BlockLists(plan.block_ids, plan.block_starts)
+    attend = functools.partial(
+        dist_attention,
+        lists=lists,
+        scale=options.scale,
+        window=options.window,
+        implementation=options.implementation,
+    )
+
+    x = model.embed(token_ids(plan, state, shape))
+    rotary = model.rotary(plan.positions)
+    new_pools = []
+    for index, layer in enumerate(model.layers):
+        with jax.named_scope(f"layer_{index}"):
+            k, v = layer.kv(x, rotary)
+            pool = write_kv(pools[index], k, v, plan.blocks, slots)
+            new_pools.append(pool)
+            if index == len(pools) - 1:
+                # Only rows whose logits are asked for are queries of the last layer.
+                x = x[plan.output_tokens]
+                rotary = jax.tree.map(lambda table: table[plan.output_tokens], rotary)
+                attended = attend([output_class(layer.q(x, rotary), plan)], pool)
+            else:
+                attended = attend(token_classes(layer.q(x, rotary), plan, shape), pool)
+            tokens = [out.reshape(-1, *out.shape[2:]) for out in attended]
+            x = layer.finish(x, jnp.concatenate(tokens))
+
+    with jax.named_scope("sample"):
+        logits = lax.with_sharding_constraint(model.logits(x), P(None, None))
+        sampled = sample(logits, state, row_params(plan), max_logprobs=options.max_logprobs)
+    with jax.named_scope("feed_back"):
+        everyone = lax.all_gather(jnp.stack([plan.slot, sampled.ids]), "instance")
+        slot, ids = everyone.swapaxes(0, 1).reshape(2, -1)
+        state = commit(state, slot, ids)
+    return StepResult(tuple(new_pools), state, ids, sampled)
+
+
+def token_ids(plan: PlanArrays, state: SamplerState, shape: PlanShape) -> Int[Array, " tokens"]:
+    """The step's input tokens; the host does not know yet what a running sequence sampled last."""
+    decode, prefill = jnp.split(plan.tokens, [shape.decode_rows])
+    fed_back = state.last_token.at[plan.decode_slots].get(mode="fill", fill_value=0)
+    return jnp.concatenate([jnp.where(decode < 0, fed_back, decode), prefill])
+
+
+def token_classes(
+    q: Float[Array, "tokens q_heads head_dim"], plan: PlanArrays, shape: PlanShape
+) -> list[TileClass]:
+    """Cut a step's queries into its decode tiles and its prefill tiles."""
+    decode, prefill = jnp.split(q, [shape.decode_rows])
+    classes = [
+        TileClass(decode[:, None], plan.decode_own, plan.decode_spanning, plan.decode_foreign)
+    ]
+    if shape.prefill_tiles:
+        tiles = prefill.reshape(shape.prefill_tiles, shape.tile, *q.shape[1:])
+        classes.append(
+            TileClass(tiles, plan.prefill_own, plan.prefill_spanning, plan.prefill_foreign)
+        )
+    return classes
+
+
+def output_class(q: Float[Array, "rows q_heads head_dim"], plan: PlanArrays) -> TileClass:
+    """The queries of the last layer: every output row is a tile of one token."""
+    return TileClass(q[:, None], plan.output_own, plan.output_spanning, plan.output_foreign)
+
+
+def row_params(plan: PlanArrays) -> RowParams:
+    """What the sampler is to do with each output row."""
+    return RowParams(
+        slot=plan.slot,
+        position=plan.position,
+        seed=jnp.stack([plan.seed_low, plan.seed_high], axis=-1).astype(jnp.uint32),
+        temperature=plan.temperature,
+        top_p=plan.top_p,
+        min_p=plan.min_p,
+        presence_penalty=plan.presence_penalty,
+        frequency_penalty=plan.frequency_penalty,
+        repetition_penalty=plan.repetition_penalty,
+        top_k=plan.top_k,
+        target=plan.target,
+        ban_stop=(plan.flags & FLAG_BAN_STOP) != 0,
+        adjust=(plan.flags & FLAG_ADJUST) != 0,
+        wants_logprobs=(plan.flags & FLAG_LOGPROBS) != 0,
+    )

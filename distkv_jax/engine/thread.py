@@ -1,0 +1,172 @@
+"""The engine's thread: the only one that touches scheduler, coordinator and devices."""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.outputs import Update
+from distkv_jax.engine.request import Request
+from distkv_jax.errors import DistKVError, EngineStopped
+
+Sink = Callable[[list[Update]], None]
+"""Takes what a step gave to its requests; called on the engine's thread, must not block."""
+
+
+class Submit(NamedTuple):
+    """Ask for a request to be served."""
+
+    request: Request
+    sink: Sink
+    accepted: Future[None]
+
+
+class Cancel(NamedTuple):
+    """Ask for a request to end."""
+
+    request_id: str
+
+
+class Call(NamedTuple):
+    """Ask for something to be read from the engine, between two steps."""
+
+    read: Callable[[Engine], object]
+    result: Future[object]
+
+
+class EngineThread:
+    """Runs an engine; others talk to it through one queue each way, one hand-over a step.
+
+    Every accepted request's sink hears a finish reason for each of its samples exactly once, also
+    when the engine stops or fails.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[Submit | Cancel | Call | None] = queue.SimpleQueue()
+        self._sinks: dict[str, Sink] = {}
+        self._num_open: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._stopped: str | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="distkv-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Hand a request over; returns once it is queued.
+
+        Raises:
+            RequestError: It can never be served; nothing was queued.
+            QueueFull: Too many wait; nothing was queued.
+            EngineStopped: The engine takes no more requests.
+        """
+        accepted: Future[None] = Future()
+        self._send(Submit(request, sink, accepted))
+        accepted.result()
+
+    def cancel(self, request_id: str) -> None:
+        """Ask for a request to end; its sink hears of it. An unknown name is ignored."""
+        self._send(Cancel(request_id))
+
+    def call(self, read: Callable[[Engine], object]) -> object:
+        """Run `read` between two steps, on the engine's thread, and give its result."""
+        result: Future[object] = Future()
+        self._send(Call(read, result))
+        return result.result()
+
+    def close(self) -> None:
+        """Cancel what is left, stop the thread, and check that nothing leaked.
+
+        Raises:
+            InvariantError: Blocks leaked, or the engine had stopped for such a reason.
+        """
+        with self._lock:
+            if self._stopped is None:
+                self._stopped = "it was closed"
+                self._inbox.put(None)
+        self._thread.join()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _send(self, message: Submit | Cancel | Call) -> None:
+        with self._lock:
+            if self._stopped is not None:
+                raise EngineStopped(f"the engine takes no requests: {self._stopped}")
+            self._inbox.put(message)
+
+    def _run(self) -> None:
+        try:
+            while self._take_messages():
+                if self._engine.has_work:
+                    self._deliver(self._engine.step())
+            self._deliver(self._engine.close())
+        except BaseException as error:
+            self._stop(error)
+        finally:
+            self._refuse_rest()
+
+    def _take_messages(self) -> bool:
+        """Handle what came in, waiting for something when idle; False when asked to stop."""
+        must_wait = not self._engine.has_work
+        while True:
+            try:
+                message = self._inbox.get(block=must_wait)
+            except queue.Empty:
+                return True
+            if message is None:
+                return False
+            self._handle(message)
+            must_wait = must_wait and not self._engine.has_work
+
+    def _handle(self, message: Submit | Cancel | Call) -> None:
+        match message:
+            case Submit(request, sink, accepted):
+                try:
+                    self._engine.submit(request)
+                except DistKVError as error:
+                    accepted.set_exception(error)
+                    return
+                self._sinks[request.request_id] = sink
+                self._num_open[request.request_id] = request.params.n
+                accepted.set_result(None)
+            case Cancel(request_id):
+                self._deliver(self._engine.cancel(request_id))
+            case Call(read, result):
+                try:
+                    result.set_result(read(self._engine))
+                except Exception as error:
+                    result.set_exception(error)
+
+    def _deliver(self, updates: list[Update]) -> None:
+        """Hand a step's updates over, all of one sink together."""
+        groups: dict[Sink, list[Update]] = {}
+        for update in updates:
+            request_id = update.request.request_id
+            groups.setdefault(self._sinks[request_id], []).append(update)
+            if update.finish_reason is not None:
+                self._num_open[request_id] -= 1
+                if not self._num_open[request_id]:
+                    del self._sinks[request_id], self._num_open[request_id]
+        for sink, group in groups.items():
+            sink(group)
+
+    def _stop(self, error: BaseException) -> None:
+        with self._lock:
+            self._stopped = f"it failed: {error}"
+        self._failure = error
+        self._deliver(self._engine.fail_all(f"the engine failed: {error}"))
+
+    def _refuse_rest(self) -> None:
+        """Answer messages that came too late."""
+        while True:
+            try:
+                message = self._inbox.get(block=False)
+            except queue.Empty:
+                return
+            if isinstance(message, Submit):
+                message.accepted.set_exception(EngineStopped(f"{self._stopped}"))
+            elif isinstance(message, Call):
+                message.result.set_exception(EngineStopped(f"{self._stopped}"))
