@@ -9,6 +9,7 @@ DistKVError
 │   └── LendRefused                       an instance will not lend: ask the next creditor
 ├── QueueFull          also RuntimeError  too many requests wait: retry later
 ├── EngineStopped      also RuntimeError  the engine no longer takes requests
+├── StepFailed         also RuntimeError  a device failed: the engine prefills again by itself
 └── InvariantError     also RuntimeError  our bug: stop serving
 """
 
@@ -67,6 +68,10 @@ class QueueFull(DistKVError, RuntimeError):
 
 class EngineStopped(DistKVError, RuntimeError):
     """An engine that was shut down, or stopped by a broken invariant."""
+
+
+class StepFailed(DistKVError, RuntimeError):
+    """A step that failed on a device; every pool is lost, no request is."""
 
 
 class InvariantError(DistKVError, RuntimeError):

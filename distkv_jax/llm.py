@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import queue
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from distkv_jax.engine.prompt import Prompt, is_single, parse_prompt
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.thread import EngineThread
-from distkv_jax.errors import ConfigError, RequestError
+from distkv_jax.errors import ConfigError, EngineStopped, RequestError
 from distkv_jax.mesh import MeshConfig, load_mesh_config, make_mesh
 from distkv_jax.models.checkpoint import load_model
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
@@ -97,6 +98,8 @@ class LLM:
         self._default_sampling = loaded.sampling
         self._names = itertools.count()
         self._thread = EngineThread(engine)
+        # Also when it is forgotten, or the interpreter exits: a thread must not outlive JAX.
+        self._close = weakref.finalize(self, self._thread.close)
         if show_progress:
             progress.print_capacity(self.capacity, self.max_model_len)
 
@@ -113,7 +116,7 @@ class LLM:
 
     def close(self) -> None:
         """Cancel what runs and stop the engine; checks that no block leaked."""
-        self._thread.close()
+        self._close()
 
     def generate(
         self,
@@ -145,8 +148,7 @@ class LLM:
         updates: queue.SimpleQueue[list[Update]] = queue.SimpleQueue()
         outputs = {request.request_id: new_output(request) for request in requests}
         with Progress(use_tqdm) as progress, self._cancel_on_error(requests):
-            for request in requests:
-                self._thread.submit(request, updates.put)
+            self._thread.submit(requests, updates.put)
             num_done = num_tokens = 0
             while num_done < len(requests):
                 for update in updates.get():
@@ -202,7 +204,7 @@ class LLM:
         updates: queue.SimpleQueue[list[Update]] = queue.SimpleQueue()
         output = new_output(request)
         with self._cancel_on_error([request]):
-            self._thread.submit(request, updates.put)
+            self._thread.submit([request], updates.put)
             while not output.finished:
                 for update in updates.get():
                     apply_update(output, update, time.monotonic())
@@ -226,7 +228,7 @@ class LLM:
 
         output = new_output(request)
         with self._cancel_on_error([request]):
-            await asyncio.to_thread(self._thread.submit, request, sink)
+            await asyncio.to_thread(self._thread.submit, [request], sink)
             while not output.finished:
                 for update in await updates.get():
                     apply_update(output, update, time.monotonic())
@@ -305,8 +307,9 @@ class LLM:
         try:
             yield
         except BaseException:
-            for request in requests:
-                self._thread.cancel(request.request_id)
+            with contextlib.suppress(EngineStopped):
+                for request in requests:
+                    self._thread.cancel(request.request_id)
             raise
 
 

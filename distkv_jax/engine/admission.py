@@ -8,13 +8,17 @@ from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.sampling_params import check_vocabulary, tokenize_bad_words
 from distkv_jax.engine.sequence import Sequence, SequenceKey
-from distkv_jax.errors import PromptTooLong, QueueFull, RequestError
+from distkv_jax.errors import ConfigError, PromptTooLong, QueueFull, RequestError
 from distkv_jax.models.config import ModelConfig
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
 
 
 class Admission:
-    """Turns requests into sequences, and refuses what can never be served, with the numbers."""
+    """Turns requests into sequences, and refuses what can never be served, with the numbers.
+
+    Attributes:
+        max_model_len: Positions a sequence may have.
+    """
 
     def __init__(
         self,
@@ -23,6 +27,12 @@ class Admission:
         coordinator: Coordinator,
         tokenizer: Tokenizer | None,
     ) -> None:
+        asked = config.max_model_len
+        if asked is not None and asked > model.max_model_len:
+            raise ConfigError(
+                f"max_model_len={asked} must be at most the model's {model.max_model_len}"
+            )
+        self.max_model_len = model.max_model_len if asked is None else asked
         self._config = config
         self._model = model
         self._tokenizer = tokenizer
@@ -31,14 +41,8 @@ class Admission:
         self._num_arrivals = 0
 
     @property
-    def max_model_len(self) -> int:
-        """Positions a sequence may have."""
-        asked = self._config.max_model_len
-        return self._model.max_model_len if asked is None else min(asked, self._model.max_model_len)
-
-    @property
     def max_slots(self) -> int:
-        """KV slots a sequence could have if it were alone; unlimited by a sliding window."""
+        """KV slots a sequence could have if it were alone."""
         homes = range(self._coordinator.num_instances)
         blocks = max(self._coordinator.capacity(home) for home in homes)
         return blocks * self._config.block_size
@@ -74,26 +78,35 @@ class Admission:
             )
         return self._check_slots(request)
 
-    def sequences_of(
-        self, request: Request, live: Container[str], num_waiting: int
-    ) -> list[Sequence]:
-        """Make a request's sequences.
+    def take_in(
+        self, requests: tuple[Request, ...], live: Container[str], num_waiting: int
+    ) -> list[list[Sequence]]:
+        """Make the sequences of each request, all or none.
 
         Args:
-            request: What was asked.
+            requests: What was asked.
             live: Names of requests that have not ended.
             num_waiting: Sequences that wait already.
 
         Raises:
-            RequestError: As `check`, or its name is taken.
-            QueueFull: Too many wait.
+            RequestError: As `check`, or a name is taken.
+            QueueFull: Too many would wait.
         """
-        if request.request_id in live:
-            raise RequestError(f"request_id {request.request_id!r} is in use by a live request")
-        max_tokens = self.check(request)
+        names: set[str] = set()
+        for request in requests:
+            if request.request_id in live or request.request_id in names:
+                raise RequestError(f"request_id {request.request_id!r} is in use by a live request")
+            names.add(request.request_id)
+        limits = [self.check(request) for request in requests]
         limit = self._config.max_num_queued_reqs
-        if num_waiting >= limit:
-            raise QueueFull(f"{num_waiting} requests wait, limit {limit}")
+        if num_waiting + len(requests) > limit:
+            raise QueueFull(f"{len(requests)} requests behind {num_waiting} waiting, limit {limit}")
+        return [
+            self._sequences_of(request, max_tokens)
+            for request, max_tokens in zip(requests, limits, strict=True)
+        ]
+
+    def _sequences_of(self, request: Request, max_tokens: int) -> list[Sequence]:
         params = request.params
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         by_priority = self._config.scheduling_policy == "priority"
@@ -122,7 +135,9 @@ class Admission:
         longest = self.max_model_len - num_prompt
         if asked is not None and asked < longest:
             longest = asked
-        if self._model.sliding_window is not None:
+        window = self._model.sliding_window
+        # Blocks that left the window are free again, two are only partly inside.
+        if window is not None and window + 2 * self._config.block_size <= self.max_slots:
             return longest
         room = self.max_slots + 1 - num_prompt
         if asked is None:

@@ -20,7 +20,6 @@ from distkv_jax.engine.shapes import ShapeTable
 from distkv_jax.mesh import INSTANCE, TENSOR
 from distkv_jax.models.checkpoint import LoadedModel
 
-
 # Below that XLA:CPU falls off its fast matrix product: 1 row costs ten times as much as 4 in bfloat16.
 MIN_DECODE_ROWS = 4
 

@@ -55,6 +55,18 @@ class EngineConfig:
     micro_attention: str | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, default = getattr(self, field.name), field.default
+            kind = int if default is None else type(default)
+            if field.name == "micro_attention":
+                kind = str
+            is_number = kind is float and type(value) is int
+            if (
+                type(value) is not kind
+                and not is_number
+                and (default is not None or value is not None)
+            ):
+                raise ConfigError(f"{field.name}={value!r} must be of type {kind.__name__}")
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size} must be a power of two")
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs"):

@@ -5,8 +5,6 @@ import itertools
 import time
 from collections.abc import Iterable
 
-import jax
-
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
@@ -17,6 +15,7 @@ from distkv_jax.engine.runner import InFlight, Runner
 from distkv_jax.engine.sampler_state import slot_row
 from distkv_jax.engine.scheduler import Scheduler, StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, State
+from distkv_jax.errors import InvariantError, StepFailed
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,21 +93,20 @@ class Engine:
         """Sequences in the queue."""
         return len(self._scheduler.waiting)
 
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, requests: tuple[Request, ...]) -> None:
+        """Queue requests, all or none.
 
         Raises:
-            RequestError: It can never be served, or a live request has its name; it is not queued.
-            QueueFull: Too many wait already.
+            RequestError: One can never be served, or a live request has its name.
+            QueueFull: Too many would wait.
         """
-        sequences = self.admission.sequences_of(
-            request, self._requests.keys(), len(self._scheduler.waiting)
-        )
-        self._requests[request.request_id] = (request, sequences)
-        self.stats.num_prompt_tokens += len(request.prompt_token_ids)
-        for sequence in sequences:
-            self._collector.begin(sequence)
-            self._scheduler.add(sequence)
+        taken = self.admission.take_in(requests, self._requests.keys(), self.num_waiting)
+        for request, sequences in zip(requests, taken, strict=True):
+            self._requests[request.request_id] = (request, sequences)
+            self.stats.num_prompt_tokens += len(request.prompt_token_ids)
+            for sequence in sequences:
+                self._collector.begin(sequence)
+                self._scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> list[Update]:
         """End a request's samples and free its blocks; an unknown or ended one is ignored."""
@@ -128,11 +126,13 @@ class Engine:
         waited_before = self.stats.wait_s
         previous, self._in_flight = self._in_flight, None
         try:
-            self._in_flight = self._dispatch(self._scheduler.schedule())
+            plan = self._scheduler.schedule()
+            self._check_progress(plan, previous)
+            self._in_flight = self._dispatch(plan)
             if previous is not None:
                 updates += self._collect(previous)
                 self._num_failures_in_a_row = 0
-        except jax.errors.JaxRuntimeError as error:
+        except StepFailed as error:
             updates += self._recover(str(error))
         self.coordinator.beat()
         self.stats.num_preemptions = self._scheduler.num_preemptions
@@ -153,6 +153,15 @@ class Engine:
         self.coordinator.beat()
         self.coordinator.check_idle()
         return updates
+
+    def _check_progress(self, plan: StepPlan, previous: InFlight | None) -> None:
+        """Refuse to wait for something that nothing will bring."""
+        is_empty = not plan.decodes and not plan.prefills
+        if is_empty and previous is None and self._requests:
+            raise InvariantError(
+                f"nothing can run: {self.num_waiting} waiting, {self.num_running} running, "
+                f"{self.coordinator.num_free} blocks free"
+            )
 
     def _dispatch(self, plan: StepPlan) -> InFlight | None:
         if not plan.decodes and not plan.prefills:

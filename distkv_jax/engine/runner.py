@@ -1,7 +1,8 @@
 """The device side of an engine: weights, pools, sampler state, and the programs over them."""
 
 import concurrent.futures
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from distkv_jax.engine.sampler_state import SamplerState, SlotRow, empty_state, 
 from distkv_jax.engine.sampling_params import MAX_LOGPROBS
 from distkv_jax.engine.shapes import PlanShape
 from distkv_jax.engine.step import Pools, StepOptions, make_step
+from distkv_jax.errors import StepFailed
 from distkv_jax.mesh import INSTANCE, TENSOR, sharding
 from distkv_jax.models.config import ModelConfig
 
@@ -93,6 +95,13 @@ class Runner:
             implementation=implementation,
         )
         self._programs: dict[PlanShape, jax.stages.Compiled] = {}
+        shape, dtype = pool.shape(self.num_instances), pool.dtype
+        self._make_pool = jax.jit(
+            lambda: jnp.zeros(shape, dtype), out_shardings=sharding(mesh, INSTANCE, None, TENSOR)
+        )
+        self._make_state = jax.jit(
+            lambda: empty_state(num_slots, config.vocab_size), out_shardings=sharding(mesh)
+        )
         self._pools: Pools
         self._state: SamplerState
         self.reset()
@@ -104,15 +113,8 @@ class Runner:
 
     def reset(self) -> None:
         """Make empty pools and an empty sampler state."""
-        pool_sharding = sharding(self.mesh, INSTANCE, None, TENSOR)
-        shape, dtype = self.pool.shape(self.num_instances), self.pool.dtype
-        make_pool = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=pool_sharding)
-        self._pools = tuple(make_pool() for _ in range(self.pool.num_layers))
-        make_state = jax.jit(
-            lambda: empty_state(self.num_slots, self.vocab_size),
-            out_shardings=sharding(self.mesh),
-        )
-        self._state = make_state()
+        self._pools = tuple(self._make_pool() for _ in range(self.pool.num_layers))
+        self._state = self._make_state()
 
     def warm_up(self, shapes: Sequence[PlanShape], progress: Progress | None = None) -> None:
         """Compile and run every program once, so that nothing compiles while serving.
@@ -135,7 +137,15 @@ class Runner:
         self.set_slot(self.num_slots, empty_row)
 
     def dispatch(self, encoded: Encoded) -> InFlight:
-        """Start a step; returns before it has run."""
+        """Start a step; returns before it has run.
+
+        Raises:
+            StepFailed: It could not be started; pools and state are lost.
+        """
+        with step_failures():
+            return self._dispatch(encoded)
+
+    def _dispatch(self, encoded: Encoded) -> InFlight:
         program = self.program(encoded.shape)
         buffer = jax.device_put(encoded.buffer, sharding(self.mesh, INSTANCE))
         result = program(self._params, self._pools, self._state, buffer)
@@ -143,7 +153,18 @@ class Runner:
         return InFlight(encoded, result.ids, result.sampled)
 
     def read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
-        """Wait for a step: token ids (instances, rows), and log-probabilities if any were asked."""
+        """Wait for a step.
+
+        Returns:
+            Token ids (instances, rows), and log-probabilities if any row asked for them.
+
+        Raises:
+            StepFailed: It failed on a device; pools and state are lost.
+        """
+        with step_failures():
+            return self._read(step)
+
+    def _read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
         encoded = step.encoded
         ids = np.asarray(step.ids).reshape(self.num_instances, -1)
         if not any(row.wants_logprobs for row in encoded.expected):
@@ -181,3 +202,12 @@ class Runner:
             self._params, self._pools, self._state, buffer
         )
         self._programs[shape] = lowered.compile()
+
+
+@contextlib.contextmanager
+def step_failures() -> Iterator[None]:
+    """Tell failures of a device apart from everything else."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise StepFailed(str(error)) from error

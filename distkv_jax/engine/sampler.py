@@ -26,7 +26,7 @@ class RowParams(NamedTuple):
         presence_penalty: 0 is neutral.
         frequency_penalty: 0 is neutral.
         repetition_penalty: 1 is neutral.
-        top_k: 0 keeps all tokens.
+        top_k: 0 or -1 keeps all tokens.
         target: -1 to sample; else nothing is sampled, and this token's log-probability reported.
         ban_stop: The output has fewer than `min_tokens` tokens so far.
         adjust: The slot has something to apply: counts, flags, bias or bad words.

@@ -25,7 +25,7 @@ def cut_below(
 
     Args:
         x: Logits after the temperature; -inf where banned, no NaN.
-        top_k: Tokens to keep; 0 for all.
+        top_k: Tokens to keep; 0 or -1 for all.
         top_p: Probability to keep; 1 for all.
         min_p: Share of the largest probability to keep; 0 for all.
     """

@@ -137,16 +137,18 @@ class Scheduler:
     def _admissible(self) -> Iterator[Sequence]:
         """Move waiting sequences to the running set while slots and blocks for them can be had."""
         promised = sum(self._blocks_to_come(sequence) for sequence in self.running)
-        for sequence in tuple(self.waiting):
-            parent = sequence.parent
-            if parent is not None and self._is_preparing(parent):
+        index = 0
+        while index < len(self.waiting) and self._free_slots:
+            sequence = self.waiting[index]
+            if sequence.parent is not None and self._is_preparing(sequence.parent):
+                index += 1
                 continue
             needed = self._blocks_to_come(sequence)
             home = self.coordinator.choose_home(needed)
-            if not self._free_slots or needed + promised > sum(self.coordinator.lendable(home)):
+            if needed + promised > sum(self.coordinator.lendable(home)):
                 return
             promised += needed
-            self.waiting.remove(sequence)
+            del self.waiting[index]
             self._start(sequence, home)
             yield sequence
 
@@ -179,8 +181,9 @@ class Scheduler:
         block_size = sequence.table.block_size
         wanted = -(-sequence.num_tokens // block_size)
         if self.window is not None:
-            in_window = self.window + self.placer.step_tokens
-            wanted = min(wanted, -(-in_window // block_size) + 2 + sequence.table.num_dropped)
+            in_window = -(-(self.window + self.placer.step_tokens) // block_size) + 2
+            most = min(in_window, self.coordinator.capacity(max(sequence.home, 0)))
+            wanted = min(wanted, most + sequence.table.num_dropped)
         return max(0, wanted - len(sequence.table.places))
 
     def _decode(self, sequence: Sequence, budget: Budget, may_preempt: bool) -> list[Piece]:

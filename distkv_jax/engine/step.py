@@ -28,7 +28,8 @@ from distkv_jax.engine.plan import (
 from distkv_jax.engine.sampler import RowParams, Sampled, sample
 from distkv_jax.engine.sampler_state import SamplerState, commit
 from distkv_jax.engine.shapes import PlanShape
-from distkv_jax.models.decoder import Decoder
+from distkv_jax.models.decoder import Decoder, DecoderLayer
+from distkv_jax.models.rotary import Rotary
 
 Pools = tuple[Float[Array, "blocks 2 kv_heads block_size head_dim"], ...]
 """One pool per layer."""
@@ -85,34 +86,16 @@ def instance_step(
     """Run one instance's part of a step. Donate `pools` and `state`, the results replace them."""
     plan = device_views(buffer[0], shape)
     model = nnx.merge(graphdef, params)
-    block_size = pools[0].shape[3]
-    slots = plan.positions % block_size
-    lists = BlockLists(plan.block_ids, plan.block_starts)
-    attend = functools.partial(
-        dist_attention,
-        lists=lists,
-        scale=options.scale,
-        window=options.window,
-        implementation=options.implementation,
-    )
-
     x = model.embed(token_ids(plan, state, shape))
     rotary = model.rotary(plan.positions)
     new_pools = []
     for index, layer in enumerate(model.layers):
+        is_last = index == len(pools) - 1
         with jax.named_scope(f"layer_{index}"):
-            k, v = layer.kv(x, rotary)
-            pool = write_kv(pools[index], k, v, plan.blocks, slots)
-            new_pools.append(pool)
-            if index == len(pools) - 1:
-                # Only rows whose logits are asked for are queries of the last layer.
-                x = x[plan.output_tokens]
-                rotary = jax.tree.map(lambda table: table[plan.output_tokens], rotary)
-                attended = attend([output_class(layer.q(x, rotary), plan)], pool)
-            else:
-                attended = attend(token_classes(layer.q(x, rotary), plan, shape), pool)
-            tokens = [out.reshape(-1, *out.shape[2:]) for out in attended]
-            x = layer.finish(x, jnp.concatenate(tokens))
+            layer_graphdef, layer_params = nnx.split(layer)
+            run = functools.partial(layer_step, layer_graphdef, shape, options, is_last)
+            x, pool = run(layer_params, x, rotary, pools[index], plan)
+        new_pools.append(pool)
 
     with jax.named_scope("sample"):
         logits = lax.with_sharding_constraint(model.logits(x), P(None, None))
@@ -122,6 +105,41 @@ def instance_step(
         slot, ids = everyone.swapaxes(0, 1).reshape(2, -1)
         state = commit(state, slot, ids)
     return StepResult(tuple(new_pools), state, ids, sampled)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def layer_step(
+    graphdef: nnx.GraphDef[DecoderLayer],
+    shape: PlanShape,
+    options: StepOptions,
+    is_last: bool,
+    params: nnx.State,
+    x: Float[Array, "tokens hidden"],
+    rotary: Rotary,
+    pool: Float[Array, "blocks 2 kv_heads block_size head_dim"],
+    plan: PlanArrays,
+) -> tuple[Float[Array, "rows hidden"], Float[Array, "blocks 2 kv_heads block_size head_dim"]]:
+    """Run one layer: write K and V, attend, finish. In the last one only output rows are queries.
+
+    Jitted by itself because all layers but the last have the same shapes: they are traced once.
+    """
+    layer = nnx.merge(graphdef, params)
+    k, v = layer.kv(x, rotary)
+    pool = write_kv(pool, k, v, plan.blocks, plan.positions % pool.shape[3])
+    if is_last:
+        x = x[plan.output_tokens]
+        rotary = jax.tree.map(lambda table: table[plan.output_tokens], rotary)
+    q = layer.q(x, rotary)
+    attended = dist_attention(
+        [output_class(q, plan)] if is_last else token_classes(q, plan, shape),
+        pool,
+        BlockLists(plan.block_ids, plan.block_starts),
+        scale=options.scale,
+        window=options.window,
+        implementation=options.implementation,
+    )
+    tokens = [out.reshape(-1, *out.shape[2:]) for out in attended]
+    return layer.finish(x, jnp.concatenate(tokens)), pool
 
 
 def token_ids(plan: PlanArrays, state: SamplerState, shape: PlanShape) -> Int[Array, " tokens"]:

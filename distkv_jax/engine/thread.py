@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ Sink = Callable[[list[Update]], None]
 
 
 class Submit(NamedTuple):
-    """Ask for a request to be served."""
+    """Ask for requests to be served: all of them, or none."""
 
-    request: Request
+    requests: tuple[Request, ...]
     sink: Sink
     accepted: Future[None]
 
@@ -54,16 +54,16 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="distkv-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, sink: Sink) -> None:
-        """Hand a request over; returns once it is queued.
+    def submit(self, requests: Iterable[Request], sink: Sink) -> None:
+        """Hand requests over together; returns once they are queued.
 
         Raises:
-            RequestError: It can never be served; nothing was queued.
-            QueueFull: Too many wait; nothing was queued.
+            RequestError: One can never be served; none was queued.
+            QueueFull: Too many wait; none was queued.
             EngineStopped: The engine takes no more requests.
         """
         accepted: Future[None] = Future()
-        self._send(Submit(request, sink, accepted))
+        self._send(Submit(tuple(requests), sink, accepted))
         accepted.result()
 
     def cancel(self, request_id: str) -> None:
@@ -123,14 +123,15 @@ class EngineThread:
 
     def _handle(self, message: Submit | Cancel | Call) -> None:
         match message:
-            case Submit(request, sink, accepted):
+            case Submit(requests, sink, accepted):
                 try:
-                    self._engine.submit(request)
+                    self._engine.submit(requests)
                 except DistKVError as error:
                     accepted.set_exception(error)
                     return
-                self._sinks[request.request_id] = sink
-                self._num_open[request.request_id] = request.params.n
+                for request in requests:
+                    self._sinks[request.request_id] = sink
+                    self._num_open[request.request_id] = request.params.n
                 accepted.set_result(None)
             case Cancel(request_id):
                 self._deliver(self._engine.cancel(request_id))
