@@ -7,10 +7,10 @@ import itertools
 import queue
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -103,7 +103,7 @@ class LLM:
         if show_progress:
             progress.print_capacity(self.capacity, self.max_model_len)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LLM":
         return self
 
     def __exit__(
@@ -192,7 +192,7 @@ class LLM:
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """Generate for one prompt, giving the output so far after every step.
 
         Closing the iterator early cancels the request.
@@ -212,7 +212,7 @@ class LLM:
 
     async def generate_async(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Stream like `stream`, without blocking the event loop.
 
         Raises:

@@ -24,9 +24,9 @@ def scale_reduce(
     """
     top = jnp.max(lses, axis=0)
     floor = jnp.where(jnp.isneginf(top), 0.0, top)
-    weights = jnp.exp(lses - floor)
+    weights = jnp.exp(lses - floor[None])
     total = jnp.sum(weights, axis=0)
-    share = weights / jnp.where(total == 0, 1.0, total)
+    share = weights / jnp.where(total == 0, 1.0, total)[None]
     terms = jnp.where(share[..., None] == 0, 0.0, outs.astype(jnp.float32) * share[..., None])
     lse = jnp.where(total == 0, -jnp.inf, floor + jnp.log(jnp.where(total == 0, 1.0, total)))
     return Partial(jnp.sum(terms, axis=0).astype(outs.dtype), lse)

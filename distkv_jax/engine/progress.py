@@ -1,7 +1,7 @@
 """What a person sees while a model loads, compiles and generates."""
 
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -39,7 +39,7 @@ class Progress:
         self._tasks: dict[str, TaskID] = {}
         self._num_tokens = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._bars.start()
         return self
 

@@ -38,22 +38,22 @@ class Row(enum.IntEnum):
 
 def check_shapes(
     q: Float[Array, "tiles tile q_heads head_dim"],
-    pool: Float[Array, "blocks two kv_heads block_size head_dim"],
+    pool: Float[Array, "blocks parts kv_heads block_size pool_head_dim"],
     block_ids: Int[Array, " entries"],
-    block_starts: Int[Array, " entries"],
+    block_starts: Int[Array, " starts"],
     rows: Int[Array, "rows columns"],
     *,
     window: int | None,
 ) -> None:
-    """Refuse shapes that no implementation can run.
+    """Refuse shapes that no implementation can run; its own signature takes any.
 
     Raises:
         ValueError: The first rule that is broken, with the sizes.
     """
     q_heads, head_dim = q.shape[2:]
-    two, kv_heads, _, pool_head_dim = pool.shape[1:]
-    if two != 2:
-        raise ValueError(f"pool has {two} parts a block, expected 2 (K and V)")
+    parts, kv_heads, _, pool_head_dim = pool.shape[1:]
+    if parts != 2:
+        raise ValueError(f"pool has {parts} parts a block, expected 2 (K and V)")
     if q_heads % kv_heads:
         raise ValueError(f"q_heads={q_heads} must be a multiple of kv_heads={kv_heads}")
     if head_dim != pool_head_dim:
