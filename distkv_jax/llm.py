@@ -19,7 +19,13 @@ from distkv_jax.engine.build import build_engine
 from distkv_jax.engine.compile_cache import use_compile_cache
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.engine import Engine, EngineStats
-from distkv_jax.engine.outputs import RequestOutput, Update, apply_update, new_output
+from distkv_jax.engine.outputs import (
+    RequestOutput,
+    Update,
+    apply_update,
+    new_output,
+    snapshot,
+)
 from distkv_jax.engine.progress import Capacity, Progress
 from distkv_jax.engine.prompt import Prompt, is_single, parse_prompt
 from distkv_jax.engine.request import Request
@@ -208,7 +214,7 @@ class LLM:
             while not output.finished:
                 for update in updates.get():
                     apply_update(output, update, time.monotonic())
-                yield dataclasses.replace(output)
+                yield snapshot(output)
 
     async def generate_async(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
@@ -228,11 +234,11 @@ class LLM:
 
         output = new_output(request)
         with self._cancel_on_error([request]):
-            await asyncio.to_thread(self._thread.submit, [request], sink)
+            await asyncio.wrap_future(self._thread.submit_soon([request], sink))
             while not output.finished:
                 for update in await updates.get():
                     apply_update(output, update, time.monotonic())
-                yield dataclasses.replace(output)
+                yield snapshot(output)
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer.

@@ -22,6 +22,14 @@ def pytest_configure() -> None:
     jax.config.update("jax_default_device", jax.devices("cpu")[0])
 
 
+def pytest_sessionstart() -> None:
+    """Build the native kernel; where there is no compiler its own tests say so."""
+    # Not at the top: the shape checks of jaxtyping's plugin must be there before.
+    from pallas_kernels.micro_attention import cpu
+
+    cpu.load(ROOT / ".cache" / "kernels")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests that need an accelerator where there is none."""
     if jax.default_backend() != "cpu":

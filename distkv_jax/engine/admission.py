@@ -6,7 +6,11 @@ from collections.abc import Container
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.request import Request
-from distkv_jax.engine.sampling_params import check_vocabulary, tokenize_bad_words
+from distkv_jax.engine.sampling_params import (
+    SamplingParams,
+    check_vocabulary,
+    tokenize_bad_words,
+)
 from distkv_jax.engine.sequence import Sequence, SequenceKey
 from distkv_jax.errors import ConfigError, PromptTooLong, QueueFull, RequestError
 from distkv_jax.models.config import ModelConfig
@@ -69,6 +73,7 @@ class Admission:
         check_vocabulary(params, self._model.vocab_size)
         if params.stop_strings:
             require_tokenizer(self._tokenizer)
+        self._bad_words(params)
         if len(prompt) >= self.max_model_len:
             raise PromptTooLong(
                 f"prompt has {len(prompt)} tokens, the model's limit is {self.max_model_len} "
@@ -111,6 +116,7 @@ class Admission:
         seed = self._random.getrandbits(63) if params.seed is None else params.seed
         by_priority = self._config.scheduling_policy == "priority"
         self._num_arrivals += 1
+        bad_words = self._bad_words(params)
         sequences: list[Sequence] = []
         for index in range(params.n):
             sequences.append(
@@ -119,7 +125,7 @@ class Admission:
                     order=(request.priority * by_priority, self._num_arrivals, index),
                     prompt=request.prompt_token_ids,
                     params=params,
-                    bad_words=self._bad_words(params.bad_words or ()),
+                    bad_words=bad_words,
                     max_tokens=max_tokens,
                     stop_ids=self._stop_ids(request),
                     seed=seed,
@@ -159,10 +165,10 @@ class Admission:
         ends = () if params.ignore_eos else self._model.eos_token_ids
         return frozenset((*ends, *(params.stop_token_ids or ())))
 
-    def _bad_words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-        if not words:
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        if not params.bad_words:
             return ()
         tokenizer = require_tokenizer(self._tokenizer)
         return tokenize_bad_words(
-            words, lambda text: tokenizer.encode(text, add_special_tokens=False)
+            params.bad_words, lambda text: tokenizer.encode(text, add_special_tokens=False)
         )

@@ -35,6 +35,11 @@ class Budget:
             self.entries[at] -= len(local.ids)
         return True
 
+    def give_entries(self, table: BlockTable) -> None:
+        """Give back what `take_entries` took for a table that has not grown since."""
+        for at, local in table.local.items():
+            self.entries[at] += len(local.ids)
+
     def take_tiles(self, instance: int, count: int, outputs: int) -> None:
         """Take the tiles and output rows of a span of `count` tokens; the caller has checked."""
         self.prefill_tiles[instance] -= -(-count // self.tile)

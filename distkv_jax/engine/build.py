@@ -5,6 +5,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from distkv_jax.attention import choose_implementation
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
@@ -17,10 +18,11 @@ from distkv_jax.engine.runner import PoolSpec, Progress, Runner
 from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.engine.scheduler import Scheduler
 from distkv_jax.engine.shapes import ShapeTable
+from distkv_jax.environment import cache_folder
 from distkv_jax.mesh import INSTANCE, TENSOR
 from distkv_jax.models.checkpoint import LoadedModel
 
-# Below that XLA:CPU falls off its fast matrix product: 1 row costs ten times as much as 4 in bfloat16.
+# With fewer XLA:CPU falls off its fast matrix product: in bfloat16 1 row costs ten times 4.
 MIN_DECODE_ROWS = 4
 
 
@@ -100,7 +102,12 @@ def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: Pool
         params=model.params,
         pool=pool,
         num_slots=config.max_num_seqs,
-        implementation=config.micro_attention,
+        implementation=choose_implementation(
+            config.micro_attention,
+            platform=mesh.devices.flat[0].platform,
+            dtype=pool.dtype,
+            cache_folder=cache_folder() / "kernels",
+        ),
     )
 
 

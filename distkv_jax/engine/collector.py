@@ -96,8 +96,8 @@ class Collector:
     def _write(self, sequence: Sequence, token: int) -> Written:
         transcript = self._transcripts.get(sequence)
         params = sequence.params
-        named = token in (params.stop_token_ids or ())
-        if transcript is None or (named and not params.include_stop_str_in_output):
+        is_end = token in sequence.stop_ids
+        if transcript is None or (is_end and not params.include_stop_str_in_output):
             return Written("", None)
         may_stop = len(sequence.output_tokens) >= params.min_tokens
         return transcript.push(token, may_stop=may_stop)

@@ -141,11 +141,6 @@ class Engine:
         self._audit_when_idle()
         return updates
 
-    def fail_all(self, error: str) -> list[Update]:
-        """End everything with an error: the engine stops."""
-        self._in_flight = None
-        return self._end_all(list(self._requests), FinishReason.ERROR, error)
-
     def close(self) -> list[Update]:
         """Cancel what is left, and check that every block is free."""
         updates = self._end_all(list(self._requests), FinishReason.CANCELLED)

@@ -145,6 +145,22 @@ def new_output(request: Request) -> RequestOutput:
     )
 
 
+def snapshot(output: RequestOutput) -> RequestOutput:
+    """Copy an output, so that later updates leave the copy alone."""
+    return dataclasses.replace(
+        output,
+        outputs=[
+            dataclasses.replace(
+                sample,
+                token_ids=list(sample.token_ids),
+                logprobs=None if sample.logprobs is None else list(sample.logprobs),
+            )
+            for sample in output.outputs
+        ],
+        metrics=dataclasses.replace(output.metrics),
+    )
+
+
 def apply_update(output: RequestOutput, update: Update, now: float) -> None:
     """Add what a step gave to a request's output, in place."""
     sample = output.outputs[update.index]

@@ -99,6 +99,8 @@ class Placer:
             budget.take_tiles(span.instance, span.count, outputs)
             spans.append(span)
             at += span.count
+        if not spans:
+            budget.give_entries(sequence.table)
         return Spans(tuple(spans), is_out_of_blocks)
 
     def _fill_last_block(
@@ -117,24 +119,25 @@ class Placer:
         block_size = sequence.table.block_size
         may_spread = self.policy != "home" or end > self.spread_tokens
         lendable = self.coordinator.lendable(sequence.home)
-        is_out_of_blocks = False
         for instance in self.order(sequence):
             count = min(end - at, self._affordable(sequence, instance, budget))
             if not count:
                 if may_spread:
                     continue
                 return None, False
-            if not lendable[instance]:
-                is_out_of_blocks = True
+            room = min(lendable[instance], budget.entries[instance])
+            if not room:
                 continue
             if self.policy != "home":
                 count = min(count, block_size)
             if at + count < end and count > block_size:
                 count -= count % block_size
-            wanted = min(-(-count // block_size), lendable[instance])
+            wanted = min(-(-count // block_size), room)
             sequence.table.append(self.coordinator.take(sequence.key, wanted, instance=instance))
+            budget.entries[instance] -= wanted
             return Span(instance, at, min(count, wanted * block_size)), False
-        return None, is_out_of_blocks
+        # Where blocks are left and only this step's budget is not, the next step goes on.
+        return None, not any(lendable)
 
     def _affordable(self, sequence: Sequence, instance: int, budget: Budget) -> int:
         """Tokens of a prompt that an instance can still compute in this step."""

@@ -65,16 +65,14 @@ class Progress:
 
     def print_capacity(self, capacity: Capacity, max_model_len: int) -> None:
         """Print the start-up lines people look for, for one instance and for the mesh."""
-        for name, tokens in (
-            ("one instance", capacity.instance_tokens),
-            ("the mesh", capacity.mesh_tokens),
+        alone, together = capacity.instance_tokens, capacity.mesh_tokens
+        longest = min(max_model_len, capacity.request_tokens)
+        for line in (
+            f"KV cache size: {alone:,} tokens on one instance, {together:,} on the mesh",
+            f"Maximum concurrency for {longest:,} tokens per request: "
+            f"{alone / longest:.2f}x on one instance, {together / longest:.2f}x on the mesh",
         ):
-            concurrency = tokens / max_model_len
-            self._console.print(
-                f"KV cache size of {name}: {tokens:,} tokens; maximum concurrency for "
-                f"{max_model_len:,} tokens per request: {concurrency:.2f}x",
-                highlight=False,
-            )
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def _show(self, name: str, done: int, total: int, detail: str) -> None:
         if name not in self._tasks:

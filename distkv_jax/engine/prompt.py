@@ -1,7 +1,11 @@
 """Prompts in all forms a caller may give them: text, token ids, or a dict with either."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypedDict
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypedDict, TypeGuard
+
+import numpy as np
+from jaxtyping import Int
 
 from distkv_jax.errors import RequestError
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
@@ -19,7 +23,7 @@ class TokensPrompt(TypedDict):
     prompt_token_ids: Sequence[int]
 
 
-Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+Prompt = str | Sequence[int] | Int[np.ndarray, " tokens"] | TextPrompt | TokensPrompt
 """Whatever `LLM.generate` takes for one request."""
 
 
@@ -32,27 +36,28 @@ class Parsed(NamedTuple):
 
 def is_single(prompts: object) -> bool:
     """Whether this is one prompt rather than a list of them."""
-    if isinstance(prompts, str | Mapping):
+    if isinstance(prompts, np.ndarray):
+        return prompts.ndim == 1
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         return True
     return isinstance(prompts, Sequence) and bool(prompts) and _is_token(prompts[0])
 
 
-def parse_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> Parsed:
+def parse_prompt(prompt: object, tokenizer: Tokenizer | None) -> Parsed:
     """Turn a prompt into token ids.
 
     Raises:
         RequestError: It has none of the forms, is empty, or is text without a tokenizer.
     """
     if isinstance(prompt, Mapping):
-        known = {"prompt", "prompt_token_ids"}
-        if len(prompt) != 1 or not set(prompt) <= known:
+        known = ("prompt", "prompt_token_ids")
+        if len(prompt) != 1 or not set(prompt) <= set(known):
+            given = sorted(map(str, prompt))
+            raise RequestError(f"prompt has keys {given}, expected one of {', '.join(known)}")
+        ((key, inner),) = prompt.items()
+        if isinstance(inner, str) != (key == "prompt") or isinstance(inner, Mapping):
             raise RequestError(
-                f"prompt has keys {sorted(prompt)}, expected one of {', '.join(sorted(known))}"
-            )
-        (inner,) = prompt.values()
-        if isinstance(inner, str) != ("prompt" in prompt):
-            raise RequestError(
-                f"{next(iter(prompt))} is a {type(inner).__name__}, "
+                f"{key} is a {type(inner).__name__}, "
                 "expected text in prompt, token ids in prompt_token_ids"
             )
         return parse_prompt(inner, tokenizer)
@@ -60,16 +65,25 @@ def parse_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> Parsed:
         if not prompt:
             raise RequestError("prompt is empty, must have at least 1 character")
         return Parsed(prompt, tuple(require_tokenizer(tokenizer).encode(prompt)))
-    tokens = list(prompt) if isinstance(prompt, Sequence) or hasattr(prompt, "tolist") else None
-    if tokens is None or not all(_is_token(token) for token in tokens):
+    token_ids = _token_ids(prompt)
+    if token_ids is None:
         raise RequestError(
             f"prompt is a {type(prompt).__name__}, expected text, a list of token ids, "
             "{'prompt': text} or {'prompt_token_ids': ids}"
         )
-    if not tokens:
+    if not token_ids:
         raise RequestError("prompt is empty, must have at least 1 token")
-    return Parsed(None, tuple(int(token) for token in tokens))
+    return Parsed(None, token_ids)
 
 
-def _is_token(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+def _token_ids(prompt: object) -> tuple[int, ...] | None:
+    """Read a list or an array of token ids; None where it is something else."""
+    given = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
+        return None
+    token_ids = tuple(int(value) for value in given if _is_token(value))
+    return token_ids if len(token_ids) == len(given) else None
+
+
+def _is_token(value: object) -> TypeGuard[numbers.Integral]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -104,7 +104,8 @@ class Runner:
         )
         self._pools: Pools
         self._state: SamplerState
-        self.reset()
+        self._is_lost = True
+        self._restore()
 
     @property
     def num_instances(self) -> int:
@@ -112,9 +113,10 @@ class Runner:
         return self.mesh.shape[INSTANCE]
 
     def reset(self) -> None:
-        """Make empty pools and an empty sampler state."""
-        self._pools = tuple(self._make_pool() for _ in range(self.pool.num_layers))
-        self._state = self._make_state()
+        """Let pools and sampler state go; the next step makes new ones, never beside the old."""
+        for array in (*self._pools, *self._state):
+            array.delete()
+        self._is_lost = True
 
     def warm_up(self, shapes: Sequence[PlanShape], progress: Progress | None = None) -> None:
         """Compile and run every program once, so that nothing compiles while serving.
@@ -143,6 +145,7 @@ class Runner:
             StepFailed: It could not be started; pools and state are lost.
         """
         with step_failures():
+            self._restore()
             return self._dispatch(encoded)
 
     def _dispatch(self, encoded: Encoded) -> InFlight:
@@ -174,8 +177,14 @@ class Runner:
         return ids, Sampled(*shaped)
 
     def set_slot(self, slot: int, row: SlotRow) -> None:
-        """Fill a slot's tables before its sequence's first token is sampled."""
-        self._state = set_slot(self._state, np.int32(slot), row)
+        """Fill a slot's tables before its sequence's first token is sampled.
+
+        Raises:
+            StepFailed: As `dispatch`.
+        """
+        with step_failures():
+            self._restore()
+            self._state = set_slot(self._state, np.int32(slot), row)
 
     def program(self, shape: PlanShape) -> jax.stages.Compiled:
         """The compiled program of a shape, compiling it where that has not been done."""
@@ -186,6 +195,13 @@ class Runner:
     def temporary_bytes(self, shape: PlanShape) -> int:
         """Bytes a device needs for a step besides weights, pools and state."""
         return self.program(shape).memory_analysis().temp_size_in_bytes
+
+    def _restore(self) -> None:
+        """Make empty pools and an empty sampler state where they are lost."""
+        if self._is_lost:
+            self._pools = tuple(self._make_pool() for _ in range(self.pool.num_layers))
+            self._state = self._make_state()
+            self._is_lost = False
 
     def _idle_step(self, shape: PlanShape) -> Encoded:
         buffer = empty_buffer(shape, num_blocks=self.pool.num_blocks, num_slots=self.num_slots)
@@ -209,5 +225,6 @@ def step_failures() -> Iterator[None]:
     """Tell failures of a device apart from everything else."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    # JAX's own, and the plain one it raises for arrays that a failed step took along.
+    except RuntimeError as error:
         raise StepFailed(str(error)) from error

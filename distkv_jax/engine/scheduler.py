@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from distkv_jax.cache.block import Place
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.budget import Budget
 from distkv_jax.engine.placer import Placer
@@ -140,41 +141,42 @@ class Scheduler:
         index = 0
         while index < len(self.waiting) and self._free_slots:
             sequence = self.waiting[index]
-            if sequence.parent is not None and self._is_preparing(sequence.parent):
+            parent = sequence.parent
+            if parent is not None and self._is_preparing(parent):
                 index += 1
                 continue
-            needed = self._blocks_to_come(sequence)
-            home = self.coordinator.choose_home(needed)
+            shared = self._sharable(parent)
+            needed = self._blocks_to_come(sequence) - len(shared)
+            # A sample is at home where the blocks are that it shares.
+            is_at_parents = parent is not None and shared
+            home = parent.home if is_at_parents else self.coordinator.choose_home(needed)
             if needed + promised > sum(self.coordinator.lendable(home)):
                 return
             promised += needed
             del self.waiting[index]
-            self._start(sequence, home)
+            self._start(sequence, home, shared)
             yield sequence
 
-    def _start(self, sequence: Sequence, home: int) -> None:
+    def _start(self, sequence: Sequence, home: int, shared: tuple[Place, ...]) -> None:
         sequence.state = State.RUNNING
         sequence.home = home
         sequence.slot = heapq.heappop(self._free_slots)
         self.coordinator.open(sequence.key, sequence.key.request_id, home)
         bisect.insort(self.running, sequence, key=lambda other: other.order)
-        self._share_prompt(sequence)
+        if shared:
+            self.coordinator.share(sequence.key, shared)
+            sequence.table.append(shared)
+            sequence.num_computed = sequence.table.capacity
 
     def _is_preparing(self, parent: Sequence) -> bool:
         """Whether a parent is still computing the prompt blocks that its siblings will share."""
         return parent.state is not State.FINISHED and parent.num_computed < shared_len(parent)
 
-    def _share_prompt(self, sequence: Sequence) -> None:
-        """Hold the parent's full prompt blocks too; the tail is computed by each sample itself."""
-        parent = sequence.parent
+    def _sharable(self, parent: Sequence | None) -> tuple[Place, ...]:
+        """The parent's full prompt blocks; the tail is computed by each sample itself."""
         if parent is None or parent.state is not State.RUNNING or parent.table.num_dropped:
-            return
-        num_shared = shared_len(parent) // parent.table.block_size
-        places = tuple(parent.table.places[:num_shared])
-        if places:
-            self.coordinator.share(sequence.key, places)
-            sequence.table.append(places)
-            sequence.num_computed = shared_len(parent)
+            return ()
+        return tuple(parent.table.places[: shared_len(parent) // parent.table.block_size])
 
     def _blocks_to_come(self, sequence: Sequence) -> int:
         """Blocks a sequence still needs for the tokens it has."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.request import Request
-from distkv_jax.errors import DistKVError, EngineStopped
+from distkv_jax.engine.sequence import FinishReason
+from distkv_jax.errors import EngineStopped, QueueFull, RequestError
 
 Sink = Callable[[list[Update]], None]
 """Takes what a step gave to its requests; called on the engine's thread, must not block."""
@@ -36,6 +37,14 @@ class Call(NamedTuple):
     result: Future[object]
 
 
+class Open(NamedTuple):
+    """An accepted request, who hears of it, and which of its samples have not ended."""
+
+    request: Request
+    sink: Sink
+    samples: set[int]
+
+
 class EngineThread:
     """Runs an engine; others talk to it through one queue each way, one hand-over a step.
 
@@ -46,9 +55,9 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: queue.SimpleQueue[Submit | Cancel | Call | None] = queue.SimpleQueue()
-        self._sinks: dict[str, Sink] = {}
-        self._num_open: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._open: dict[str, Open] = {}
+        # A finalizer may run on a thread that holds it.
+        self._lock = threading.RLock()
         self._stopped: str | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="distkv-engine", daemon=True)
@@ -62,9 +71,19 @@ class EngineThread:
             QueueFull: Too many wait; none was queued.
             EngineStopped: The engine takes no more requests.
         """
+        self.submit_soon(requests, sink).result()
+
+    def submit_soon(self, requests: Iterable[Request], sink: Sink) -> Future[None]:
+        """Hand requests over together without waiting; the future has what `submit` raises.
+
+        Cancelling the future before it runs takes them back.
+
+        Raises:
+            EngineStopped: The engine takes no more requests.
+        """
         accepted: Future[None] = Future()
         self._send(Submit(tuple(requests), sink, accepted))
-        accepted.result()
+        return accepted
 
     def cancel(self, request_id: str) -> None:
         """Ask for a request to end; its sink hears of it. An unknown name is ignored."""
@@ -86,15 +105,21 @@ class EngineThread:
             if self._stopped is None:
                 self._stopped = "it was closed"
                 self._inbox.put(None)
-        self._thread.join()
+        # The garbage collector may run a finalizer on any thread, this one too.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
+    @property
+    def _refusal(self) -> str:
+        return f"the engine takes no requests: {self._stopped}"
+
     def _send(self, message: Submit | Cancel | Call) -> None:
         with self._lock:
             if self._stopped is not None:
-                raise EngineStopped(f"the engine takes no requests: {self._stopped}")
+                raise EngineStopped(self._refusal)
             self._inbox.put(message)
 
     def _run(self) -> None:
@@ -124,15 +149,8 @@ class EngineThread:
     def _handle(self, message: Submit | Cancel | Call) -> None:
         match message:
             case Submit(requests, sink, accepted):
-                try:
-                    self._engine.submit(requests)
-                except DistKVError as error:
-                    accepted.set_exception(error)
-                    return
-                for request in requests:
-                    self._sinks[request.request_id] = sink
-                    self._num_open[request.request_id] = request.params.n
-                accepted.set_result(None)
+                if accepted.set_running_or_notify_cancel():
+                    self._take_in(requests, sink, accepted)
             case Cancel(request_id):
                 self._deliver(self._engine.cancel(request_id))
             case Call(read, result):
@@ -141,24 +159,51 @@ class EngineThread:
                 except Exception as error:
                     result.set_exception(error)
 
-    def _deliver(self, updates: list[Update]) -> None:
+    def _take_in(self, requests: tuple[Request, ...], sink: Sink, accepted: Future[None]) -> None:
+        try:
+            self._engine.submit(requests)
+        except (RequestError, QueueFull) as error:
+            accepted.set_exception(error)
+        except BaseException as error:
+            accepted.set_exception(error)
+            raise
+        else:
+            for request in requests:
+                samples = set(range(request.params.n))
+                self._open[request.request_id] = Open(request, sink, samples)
+            accepted.set_result(None)
+
+    def _deliver(self, updates: Iterable[Update]) -> None:
         """Hand a step's updates over, all of one sink together."""
         groups: dict[Sink, list[Update]] = {}
         for update in updates:
             request_id = update.request.request_id
-            groups.setdefault(self._sinks[request_id], []).append(update)
+            one = self._open[request_id]
+            groups.setdefault(one.sink, []).append(update)
             if update.finish_reason is not None:
-                self._num_open[request_id] -= 1
-                if not self._num_open[request_id]:
-                    del self._sinks[request_id], self._num_open[request_id]
+                one.samples.remove(update.index)
+                if not one.samples:
+                    del self._open[request_id]
         for sink, group in groups.items():
             sink(group)
 
     def _stop(self, error: BaseException) -> None:
+        """End everything with an error, without asking the engine, which is not to be trusted."""
         with self._lock:
             self._stopped = f"it failed: {error}"
         self._failure = error
-        self._deliver(self._engine.fail_all(f"the engine failed: {error}"))
+        self._deliver(
+            [
+                Update(
+                    one.request,
+                    index,
+                    finish_reason=FinishReason.ERROR.value,
+                    error=f"the engine failed: {error}",
+                )
+                for one in self._open.values()
+                for index in sorted(one.samples)
+            ]
+        )
 
     def _refuse_rest(self) -> None:
         """Answer messages that came too late."""
@@ -168,6 +213,7 @@ class EngineThread:
             except queue.Empty:
                 return
             if isinstance(message, Submit):
-                message.accepted.set_exception(EngineStopped(f"{self._stopped}"))
+                if message.accepted.set_running_or_notify_cancel():
+                    message.accepted.set_exception(EngineStopped(self._refusal))
             elif isinstance(message, Call):
-                message.result.set_exception(EngineStopped(f"{self._stopped}"))
+                message.result.set_exception(EngineStopped(self._refusal))

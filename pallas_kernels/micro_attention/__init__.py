@@ -5,10 +5,14 @@ from collections.abc import Callable
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.micro_attention.contract import Row, check_shapes
+from pallas_kernels.micro_attention.cpu import micro_attention_cpu
 from pallas_kernels.micro_attention.partial import Partial
 from pallas_kernels.micro_attention.xla import micro_attention_xla
 
-IMPLEMENTATIONS: dict[str, Callable[..., Partial]] = {"xla": micro_attention_xla}
+IMPLEMENTATIONS: dict[str, Callable[..., Partial]] = {
+    "cpu": micro_attention_cpu,
+    "xla": micro_attention_xla,
+}
 
 
 def micro_attention(
@@ -37,7 +41,7 @@ def micro_attention(
         scale: Factor on every score.
         window: Sliding window in tokens; None for none.
         soft_cap: Scores become soft_cap * tanh(score / soft_cap); None for none.
-        implementation: A name in `IMPLEMENTATIONS`; None picks the best for the platform.
+        implementation: A name in `IMPLEMENTATIONS`; None is "xla", which runs everywhere.
 
     Returns:
         A `Partial` of shape (tiles, tile, q_heads): (0, -inf) for tokens that saw nothing.

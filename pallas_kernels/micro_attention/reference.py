@@ -22,7 +22,7 @@ def micro_attention_reference(
     """Compute in float64 what every implementation must compute.
 
     Returns:
-        The normalised output and the natural log-sum-exp of each query, (0, -inf) if it saw nothing.
+        The normalised output and the natural log-sum-exp of each query; (0, -inf) if it saw none.
     """
     tiles, tile, q_heads, head_dim = q.shape
     kv_heads, block_size = pool.shape[2:4]
