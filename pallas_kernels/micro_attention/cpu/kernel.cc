@@ -102,7 +102,7 @@ void MatrixMultiply(int m, int n, int k, const float* a, int lda, const float* b
 }
 
 struct Shape {
-  int64_t tiles, tile, q_heads, kv_heads, blocks, block_size, head_dim, rows, entries;
+  int64_t tiles, tile, q_heads, kv_heads, block_size, head_dim, rows;
   float scale, soft_cap;
   int64_t window;
   int64_t group() const { return q_heads / kv_heads; }
@@ -128,7 +128,9 @@ struct Scratch {
   std::vector<float> queries, scores, keys, values;
 };
 
-template <typename T>
+// With a head width known to the compiler the loops over it become straight vector code; 0 takes
+// it from the shape.
+template <typename T, int kHeadDim>
 struct Kernel {
   Shape shape;
   const T* q;
@@ -145,6 +147,7 @@ struct Kernel {
   std::condition_variable finished;
 
   const int32_t* Row(int64_t row) const { return rows + row * kRowColumns; }
+  int64_t HeadDim() const { return kHeadDim ? kHeadDim : shape.head_dim; }
 
   void MakeUnits() {
     for (int64_t row = 0; row < shape.rows; ++row) {
@@ -187,7 +190,7 @@ struct Kernel {
 
   void Attend(const Unit& unit, Scratch& scratch) {
     const int32_t* row = Row(unit.row);
-    const int64_t group = shape.group(), head_dim = shape.head_dim;
+    const int64_t group = shape.group(), head_dim = HeadDim();
     const int64_t num_queries = row[4] * group;
     // Query n is token n / group, head n % group of this KV head; scaled once here.
     scratch.queries.resize(num_queries * head_dim);
@@ -204,12 +207,12 @@ struct Kernel {
   }
 
   const T* QueryAt(int64_t tile, int64_t token, int64_t head) const {
-    return q + ((tile * shape.tile + token) * shape.q_heads + head) * shape.head_dim;
+    return q + ((tile * shape.tile + token) * shape.q_heads + head) * HeadDim();
   }
 
   void Visit(const Unit& unit, const int32_t* row, int64_t entry, int64_t num_queries,
              Scratch& scratch, Running& running) {
-    const int64_t size = shape.block_size, head_dim = shape.head_dim, group = shape.group();
+    const int64_t size = shape.block_size, head_dim = HeadDim(), group = shape.group();
     const int64_t start = block_starts[entry];
     const int64_t first_at = row[3], last_at = row[3] + row[4] - 1;
     // Keys that some query sees: the only ones that are read, the others may hold anything.
@@ -249,7 +252,7 @@ struct Kernel {
   // Scores of few queries, four keys at a time so that their sums do not wait for each other.
   void Dots(int64_t num_queries, int64_t num_keys, const float* queries, const T* keys,
             float* scores) const {
-    const int64_t head_dim = shape.head_dim;
+    const int64_t head_dim = HeadDim();
     for (int64_t n = 0; n < num_queries; ++n) {
       const float* query = queries + n * head_dim;
       int64_t s = 0;
@@ -278,7 +281,7 @@ struct Kernel {
 
   void AddValues(int64_t num_queries, int64_t num_keys, const float* weights, const T* values,
                  float* acc) const {
-    const int64_t head_dim = shape.head_dim;
+    const int64_t head_dim = HeadDim();
     for (int64_t n = 0; n < num_queries; ++n) {
       float* to = acc + n * head_dim;
       const float* weight = weights + n * num_keys;
@@ -319,13 +322,13 @@ struct Kernel {
     running.top[n] = top;
     running.total[n] = running.total[n] * rescale + total;
     if (rescale != 1.0f) {
-      float* acc = running.acc.data() + n * shape.head_dim;
-      for (int64_t d = 0; d < shape.head_dim; ++d) acc[d] *= rescale;
+      float* acc = running.acc.data() + n * HeadDim();
+      for (int64_t d = 0; d < HeadDim(); ++d) acc[d] *= rescale;
     }
   }
 
   void Write(const Unit& unit, const int32_t* row, const Running& running) {
-    const int64_t group = shape.group(), head_dim = shape.head_dim;
+    const int64_t group = shape.group(), head_dim = HeadDim();
     for (int64_t n = 0; n < row[4] * group; ++n) {
       const int64_t query =
           (row[0] * shape.tile + n / group) * shape.q_heads + unit.kv_head * group + n % group;
@@ -361,20 +364,20 @@ struct Kernel {
       const float left = Exp(into.top[n] - top), right = Exp(from.top[n] - top);
       into.top[n] = top;
       into.total[n] = into.total[n] * left + from.total[n] * right;
-      for (int64_t d = 0; d < shape.head_dim; ++d) {
-        float& x = into.acc[n * shape.head_dim + d];
-        x = x * left + from.acc[n * shape.head_dim + d] * right;
+      for (int64_t d = 0; d < HeadDim(); ++d) {
+        float& x = into.acc[n * HeadDim() + d];
+        x = x * left + from.acc[n * HeadDim() + d] * right;
       }
     }
   }
 };
 
-template <typename T>
+template <typename T, int kHeadDim>
 void Run(ffi::ThreadPool threads, const Shape& shape, const void* q, const void* pool,
          const int32_t* block_ids, const int32_t* block_starts, const int32_t* rows, void* out,
          float* lse) {
   // Shared: a helper may start after the caller has returned, and finds no unit left.
-  auto kernel = std::make_shared<Kernel<T>>();
+  auto kernel = std::make_shared<Kernel<T, kHeadDim>>();
   kernel->shape = shape;
   kernel->q = static_cast<const T*>(q);
   kernel->pool = static_cast<const T*>(pool);
@@ -396,6 +399,16 @@ void Run(ffi::ThreadPool threads, const Shape& shape, const void* q, const void*
   kernel->MergeParts();
 }
 
+template <typename T>
+void RunFor(ffi::ThreadPool threads, const Shape& shape, const void* q, const void* pool,
+            const int32_t* block_ids, const int32_t* block_starts, const int32_t* rows, void* out,
+            float* lse) {
+  auto run = Run<T, 0>;
+  if (shape.head_dim == 64) run = Run<T, 64>;
+  if (shape.head_dim == 128) run = Run<T, 128>;
+  run(threads, shape, q, pool, block_ids, block_starts, rows, out, lse);
+}
+
 ffi::Error MicroAttention(ffi::ThreadPool threads, ffi::AnyBuffer q, ffi::AnyBuffer pool,
                           ffi::Buffer<ffi::S32> block_ids, ffi::Buffer<ffi::S32> block_starts,
                           ffi::Buffer<ffi::S32> rows, ffi::Result<ffi::AnyBuffer> out,
@@ -405,26 +418,19 @@ ffi::Error MicroAttention(ffi::ThreadPool threads, ffi::AnyBuffer q, ffi::AnyBuf
   const auto ps = pool.dimensions();
   Shape shape{};
   shape.tiles = qs[0], shape.tile = qs[1], shape.q_heads = qs[2], shape.head_dim = qs[3];
-  shape.blocks = ps[0], shape.kv_heads = ps[2], shape.block_size = ps[3];
+  shape.kv_heads = ps[2], shape.block_size = ps[3];
   shape.rows = rows.dimensions()[0];
-  shape.entries = block_ids.dimensions()[0];
   shape.scale = scale, shape.window = window, shape.soft_cap = soft_cap;
   if (q.element_type() != pool.element_type())
     return ffi::Error::InvalidArgument("queries and pool must have the same dtype");
-  switch (q.element_type()) {
-    case ffi::F32:
-      Run<float>(threads, shape, q.untyped_data(), pool.untyped_data(), block_ids.typed_data(),
-                 block_starts.typed_data(), rows.typed_data(), out->untyped_data(),
-                 lse->typed_data());
-      return ffi::Error::Success();
-    case ffi::BF16:
-      Run<Bf16>(threads, shape, q.untyped_data(), pool.untyped_data(), block_ids.typed_data(),
-                block_starts.typed_data(), rows.typed_data(), out->untyped_data(),
-                lse->typed_data());
-      return ffi::Error::Success();
-    default:
-      return ffi::Error::InvalidArgument("queries must be float32 or bfloat16");
-  }
+  auto run = RunFor<float>;
+  if (q.element_type() == ffi::BF16)
+    run = RunFor<Bf16>;
+  else if (q.element_type() != ffi::F32)
+    return ffi::Error::InvalidArgument("queries must be float32 or bfloat16");
+  run(threads, shape, q.untyped_data(), pool.untyped_data(), block_ids.typed_data(),
+      block_starts.typed_data(), rows.typed_data(), out->untyped_data(), lse->typed_data());
+  return ffi::Error::Success();
 }
 
 }  // namespace
