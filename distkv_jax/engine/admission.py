@@ -84,14 +84,14 @@ class Admission:
         return self._check_slots(request)
 
     def take_in(
-        self, requests: tuple[Request, ...], live: Container[str], num_waiting: int
+        self, requests: tuple[Request, ...], live: Container[str], waiting: list[Sequence]
     ) -> list[list[Sequence]]:
         """Make the sequences of each request, all or none.
 
         Args:
             requests: What was asked.
             live: Names of requests that have not ended.
-            num_waiting: Sequences that wait already.
+            waiting: The queue; a request waits once, however many of its samples do.
 
         Raises:
             RequestError: As `check`, or a name is taken.
@@ -103,13 +103,19 @@ class Admission:
                 raise RequestError(f"request_id {request.request_id!r} is in use by a live request")
             names.add(request.request_id)
         limits = [self.check(request) for request in requests]
-        limit = self._config.max_num_queued_reqs
-        if num_waiting + len(requests) > limit:
-            raise QueueFull(f"{len(requests)} requests behind {num_waiting} waiting, limit {limit}")
+        self._check_queue(len(requests), waiting)
         return [
             self._sequences_of(request, max_tokens)
             for request, max_tokens in zip(requests, limits, strict=True)
         ]
+
+    def _check_queue(self, count: int, waiting: list[Sequence]) -> None:
+        limit = self._config.max_num_queued_reqs
+        if count + len(waiting) <= limit:
+            return
+        num_waiting = len({sequence.key.request_id for sequence in waiting})
+        if count + num_waiting > limit:
+            raise QueueFull(f"{count} requests behind {num_waiting} waiting, limit {limit}")
 
     def _sequences_of(self, request: Request, max_tokens: int) -> list[Sequence]:
         params = request.params

@@ -38,12 +38,14 @@ def build_engine(
     num_blocks = config.num_blocks or size_pool(model, mesh, config)
     pool = pool_spec(model, config, num_blocks)
     shapes = shape_table(config, num_instances, num_blocks)
-    runner = make_runner(model, mesh, config, pool)
-    if config.warm_up:
-        runner.warm_up(shapes.shapes, progress)
     coordinator = Coordinator(
         num_instances, num_blocks, lend_cap=config.lend_cap, pooling=config.pooling
     )
+    # Before anything compiles: it refuses a limit that the model does not have.
+    admission = Admission(config, model.config, coordinator, model.tokenizer)
+    runner = make_runner(model, mesh, config, pool)
+    if config.warm_up:
+        runner.warm_up(shapes.shapes, progress)
     placer = Placer(
         coordinator,
         num_instances=num_instances,
@@ -62,7 +64,7 @@ def build_engine(
         encoder=Encoder(
             shapes, num_blocks=num_blocks, num_slots=config.max_num_seqs, window=window
         ),
-        admission=Admission(config, model.config, coordinator, model.tokenizer),
+        admission=admission,
         collector=Collector(model.tokenizer),
         max_step_failures=config.max_step_failures,
     )

@@ -101,10 +101,10 @@ class _Writer:
         self.buffer = empty_buffer(
             self.shape, num_blocks=encoder.num_blocks, num_slots=encoder.num_slots
         )
-        views = self.views = host_views(self.buffer, self.shape)
-        self.decode = class_plan(views.decode_own, views.decode_spanning, views.decode_foreign)
-        self.prefill = class_plan(views.prefill_own, views.prefill_spanning, views.prefill_foreign)
-        self.output = class_plan(views.output_own, views.output_spanning, views.output_foreign)
+        self.views = host_views(self.buffer, self.shape)
+        self.decode = class_plan(self.views, "decode")
+        self.prefill = class_plan(self.views, "prefill")
+        self.output = class_plan(self.views, "output")
         self.num_entries = [0] * num_instances
         self.listed: dict[tuple[int, int], int] = {}
         self.expected: list[Expected] = []
@@ -146,8 +146,8 @@ class _Writer:
         views, sequence, instance = self.views, piece.sequence, piece.instance
         row = self.decode.num_own[instance]
         known = piece.start < len(sequence.tokens)
-        views.tokens[instance, row] = sequence.tokens[piece.start] if known else -1
-        views.decode_slots[instance, row] = sequence.slot
+        views["tokens"][instance, row] = sequence.tokens[piece.start] if known else -1
+        views["decode_slots"][instance, row] = sequence.slot
         self._write_token_places(piece, row)
         self._add_tile(self.decode, sequence, Tile(instance, row, piece.start, 1))
         self._add_outputs(piece, row)
@@ -157,7 +157,7 @@ class _Writer:
         tile, first_tile = self.tile_size, self.prefill.num_own[instance]
         first = self.shape.decode_rows + first_tile * tile
         end = piece.start + piece.count
-        views.tokens[instance, first : first + piece.count] = sequence.tokens[piece.start : end]
+        views["tokens"][instance, first : first + piece.count] = sequence.tokens[piece.start : end]
         self._write_token_places(piece, first)
         for index, at in enumerate(range(piece.start, end, tile)):
             count = min(tile, end - at)
@@ -168,12 +168,12 @@ class _Writer:
         """Write where each token is in its sequence, and the block that receives it."""
         end, table = piece.start + piece.count, piece.sequence.table
         tokens = slice(first, first + piece.count)
-        self.views.positions[piece.instance, tokens] = np.arange(piece.start, end)
+        self.views["positions"][piece.instance, tokens] = np.arange(piece.start, end)
         block_size = table.block_size
         first_block = piece.start // block_size
         blocks = [place.index for place in table.places[first_block : -(-end // block_size)]]
         in_blocks = np.arange(piece.start, end) // block_size - first_block
-        self.views.blocks[piece.instance, tokens] = np.array(blocks)[in_blocks]
+        self.views["blocks"][piece.instance, tokens] = np.array(blocks)[in_blocks]
 
     def _add_outputs(self, piece: Piece, first: int) -> None:
         """Ask for the logits of a piece's last token, and of prompt tokens to be scored."""
@@ -184,7 +184,7 @@ class _Writer:
             row = self.output.num_own[piece.instance]
             tile = Tile(piece.instance, row, at, 1)
             self._add_tile(self.output, piece.sequence, tile)
-            self.views.output_tokens[piece.instance, row] = first + at - piece.start
+            self.views["output_tokens"][piece.instance, row] = first + at - piece.start
             self._write_sampling(piece, row, at + 1, is_sample)
             self.expected.append(Expected(piece.sequence, piece.instance, row, at + 1, is_sample))
 
@@ -192,22 +192,22 @@ class _Writer:
         views, sequence, at = self.views, piece.sequence, (piece.instance, row)
         params = sequence.params
         if not is_sample:
-            views.target[at] = sequence.tokens[position]
-            views.flags[at] = FLAG_LOGPROBS
+            views["target"][at] = sequence.tokens[position]
+            views["flags"][at] = FLAG_LOGPROBS
             return
-        views.slot[at] = sequence.slot
-        views.position[at] = position
+        views["slot"][at] = sequence.slot
+        views["position"][at] = position
         low, high = np.array(sequence.seed_words, np.uint32).view(np.int32)
-        views.seed_low[at], views.seed_high[at] = low, high
-        views.temperature[at] = params.temperature
-        views.top_p[at] = params.top_p
-        views.min_p[at] = params.min_p
-        views.top_k[at] = max(params.top_k, 0)
-        views.presence_penalty[at] = params.presence_penalty
-        views.frequency_penalty[at] = params.frequency_penalty
-        views.repetition_penalty[at] = params.repetition_penalty
+        views["seed_low"][at], views["seed_high"][at] = low, high
+        views["temperature"][at] = params.temperature
+        views["top_p"][at] = params.top_p
+        views["min_p"][at] = params.min_p
+        views["top_k"][at] = max(params.top_k, 0)
+        views["presence_penalty"][at] = params.presence_penalty
+        views["frequency_penalty"][at] = params.frequency_penalty
+        views["repetition_penalty"][at] = params.repetition_penalty
         bans_stop = position - sequence.prompt_len < params.min_tokens
-        views.flags[at] = (
+        views["flags"][at] = (
             FLAG_BAN_STOP * bans_stop
             + FLAG_ADJUST * params.adjusts_logits
             + FLAG_LOGPROBS * (params.logprobs is not None)
@@ -246,17 +246,17 @@ class _Writer:
         key = (id(sequence), instance)
         if key not in self.listed:
             base, count = self.num_entries[instance], len(local.ids)
-            self.views.block_ids[instance, base : base + count] = local.ids
-            self.views.block_starts[instance, base : base + count] = local.starts
+            self.views["block_ids"][instance, base : base + count] = local.ids
+            self.views["block_starts"][instance, base : base + count] = local.starts
             self.num_entries[instance] += count
             self.listed[key] = base
         return self.listed[key]
 
 
-def class_plan(own: np.ndarray, spanning: np.ndarray, foreign: np.ndarray) -> ClassPlan:
-    """A tile class with nothing in it."""
-    instances = own.shape[0]
-    return ClassPlan(own, spanning, foreign, *([0] * instances for _ in range(3)))
+def class_plan(views: dict[str, np.ndarray], name: str) -> ClassPlan:
+    """The tile class `name` of a plan, with nothing in it yet."""
+    own, spanning, foreign = (views[f"{name}_{part}"] for part in ("own", "spanning", "foreign"))
+    return ClassPlan(own, spanning, foreign, *([0] * len(own) for _ in range(3)))
 
 
 def num_outputs(piece: Piece) -> int:

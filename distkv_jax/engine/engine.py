@@ -100,7 +100,7 @@ class Engine:
             RequestError: One can never be served, or a live request has its name.
             QueueFull: Too many would wait.
         """
-        taken = self.admission.take_in(requests, self._requests.keys(), self.num_waiting)
+        taken = self.admission.take_in(requests, self._requests.keys(), self._scheduler.waiting)
         for request, sequences in zip(requests, taken, strict=True):
             self._requests[request.request_id] = (request, sequences)
             self.stats.num_prompt_tokens += len(request.prompt_token_ids)

@@ -4,7 +4,9 @@ A plan is O(blocks + tokens): block lists, one row per tile, one row per output.
 the few floats travel bit for bit.
 """
 
+import functools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from pallas_kernels.micro_attention import Row
 
 
 class PlanArrays(NamedTuple):
-    """A step plan as arrays: of one instance on the device, with a leading axis on the host.
+    """One instance's part of a step plan, on the device.
 
     Attributes:
         tokens: Token ids; -1 in a decode row means the slot's last sampled token.
@@ -36,35 +38,35 @@ class PlanArrays(NamedTuple):
             Floats, as bits.
     """
 
-    tokens: Array | np.ndarray
-    decode_slots: Array | np.ndarray
-    positions: Array | np.ndarray
-    blocks: Array | np.ndarray
-    block_ids: Array | np.ndarray
-    block_starts: Array | np.ndarray
-    decode_own: Array | np.ndarray
-    prefill_own: Array | np.ndarray
-    output_own: Array | np.ndarray
-    decode_spanning: Array | np.ndarray
-    prefill_spanning: Array | np.ndarray
-    output_spanning: Array | np.ndarray
-    decode_foreign: Array | np.ndarray
-    prefill_foreign: Array | np.ndarray
-    output_foreign: Array | np.ndarray
-    output_tokens: Array | np.ndarray
-    slot: Array | np.ndarray
-    position: Array | np.ndarray
-    seed_low: Array | np.ndarray
-    seed_high: Array | np.ndarray
-    top_k: Array | np.ndarray
-    target: Array | np.ndarray
-    flags: Array | np.ndarray
-    temperature: Array | np.ndarray
-    top_p: Array | np.ndarray
-    min_p: Array | np.ndarray
-    presence_penalty: Array | np.ndarray
-    frequency_penalty: Array | np.ndarray
-    repetition_penalty: Array | np.ndarray
+    tokens: Array
+    decode_slots: Array
+    positions: Array
+    blocks: Array
+    block_ids: Array
+    block_starts: Array
+    decode_own: Array
+    prefill_own: Array
+    output_own: Array
+    decode_spanning: Array
+    prefill_spanning: Array
+    output_spanning: Array
+    decode_foreign: Array
+    prefill_foreign: Array
+    output_foreign: Array
+    output_tokens: Array
+    slot: Array
+    position: Array
+    seed_low: Array
+    seed_high: Array
+    top_k: Array
+    target: Array
+    flags: Array
+    temperature: Array
+    top_p: Array
+    min_p: Array
+    presence_penalty: Array
+    frequency_penalty: Array
+    repetition_penalty: Array
 
 
 FLOATS = (
@@ -78,60 +80,62 @@ FLOATS = (
 FLAG_BAN_STOP, FLAG_ADJUST, FLAG_LOGPROBS = 1, 2, 4
 
 
-def sizes(shape: PlanShape) -> PlanArrays:
-    """The shape of each array of one instance, as a `PlanArrays` of tuples."""
-    decode, prefill, output = shape.decode_rows, shape.prefill_tiles, shape.output_rows
-    rows = (output,)
-
-    def spanning(tiles: int) -> tuple[int]:
-        return (shape.spanning_rows(tiles),)
-
-    def foreign(tiles: int) -> tuple[int, int]:
-        return (shape.instances * shape.spanning_rows(tiles), len(Row))
-
-    return PlanArrays(
-        tokens=(shape.tokens,),
-        decode_slots=(decode,),
-        positions=(shape.tokens,),
-        blocks=(shape.tokens,),
-        block_ids=(shape.entries,),
-        block_starts=(shape.entries,),
-        decode_own=(decode, len(Row)),
-        prefill_own=(prefill, len(Row)),
-        output_own=(output, len(Row)),
-        decode_spanning=spanning(decode),
-        prefill_spanning=spanning(prefill),
-        output_spanning=spanning(output),
-        decode_foreign=foreign(decode),
-        prefill_foreign=foreign(prefill),
-        output_foreign=foreign(output),
-        output_tokens=rows,
-        **{name: rows for name in PlanArrays._fields[PlanArrays._fields.index("slot") :]},
-    )
+@functools.cache
+def sizes(shape: PlanShape) -> Mapping[str, tuple[int, ...]]:
+    """The shape of each array of one instance, by name, in the order of `PlanArrays`."""
+    tiles = {
+        "decode": shape.decode_rows,
+        "prefill": shape.prefill_tiles,
+        "output": shape.output_rows,
+    }
+    spanning = {name: shape.spanning_rows(count) for name, count in tiles.items()}
+    columns = len(Row)
+    known = {
+        "tokens": (shape.tokens,),
+        "decode_slots": (shape.decode_rows,),
+        "positions": (shape.tokens,),
+        "blocks": (shape.tokens,),
+        "block_ids": (shape.entries,),
+        "block_starts": (shape.entries,),
+        **{f"{name}_own": (count, columns) for name, count in tiles.items()},
+        **{f"{name}_spanning": (count,) for name, count in spanning.items()},
+        **{
+            f"{name}_foreign": (shape.instances * count, columns)
+            for name, count in spanning.items()
+        },
+    }
+    # All others have one number for each output row.
+    return {name: known.get(name, (shape.output_rows,)) for name in PlanArrays._fields}
 
 
 def buffer_size(shape: PlanShape) -> int:
     """Int32 words of one instance's plan."""
-    return sum(math.prod(size) for size in sizes(shape))
+    return sum(math.prod(size) for size in sizes(shape).values())
 
 
-def host_views(buffer: Int[np.ndarray, "instances words"], shape: PlanShape) -> PlanArrays:
-    """Name the parts of a host buffer: views, so that writing to them writes the buffer."""
-    parts = {}
+def host_views(
+    buffer: Int[np.ndarray, "instances words"], shape: PlanShape
+) -> dict[str, np.ndarray]:
+    """Name the parts of a host buffer: views, so that writing to them writes the buffer.
+
+    Returns:
+        Every array of `PlanArrays` by name, with a leading axis of instances.
+    """
+    parts: dict[str, np.ndarray] = {}
     at = 0
-    for name, size in sizes(shape)._asdict().items():
+    for name, size in sizes(shape).items():
         words = math.prod(size)
         part = buffer[:, at : at + words].reshape(len(buffer), *size)
         parts[name] = part.view(np.float32) if name in FLOATS else part
         at += words
-    return PlanArrays(**parts)
+    return parts
 
 
 def device_views(buffer: Int[Array, " words"], shape: PlanShape) -> PlanArrays:
     """Cut one instance's buffer into its arrays."""
-    parts = {}
+    parts: dict[str, Array] = {}
     at = 0
-    for name, size in sizes(shape)._asdict().items():
+    for name, size in sizes(shape).items():
         words = math.prod(size)
         part = lax.slice_in_dim(buffer, at, at + words).reshape(size)
         is_float = name in FLOATS
@@ -150,16 +154,13 @@ def empty_buffer(shape: PlanShape, *, num_blocks: int, num_slots: int) -> np.nda
     """
     buffer = np.zeros((shape.instances, buffer_size(shape)), np.int32)
     views = host_views(buffer, shape)
-    views.blocks[:] = num_blocks
-    views.slot[:] = num_slots
-    views.decode_slots[:] = num_slots
-    views.target[:] = -1
-    views.top_p[:] = 1.0
-    views.repetition_penalty[:] = 1.0
-    for spanning, tiles in (
-        (views.decode_spanning, shape.decode_rows),
-        (views.prefill_spanning, shape.prefill_tiles),
-        (views.output_spanning, shape.output_rows),
-    ):
-        spanning[:] = tiles
+    views["blocks"][:] = num_blocks
+    views["slot"][:] = num_slots
+    views["decode_slots"][:] = num_slots
+    views["target"][:] = -1
+    views["top_p"][:] = 1.0
+    views["repetition_penalty"][:] = 1.0
+    views["decode_spanning"][:] = shape.decode_rows
+    views["prefill_spanning"][:] = shape.prefill_tiles
+    views["output_spanning"][:] = shape.output_rows
     return buffer

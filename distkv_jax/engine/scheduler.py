@@ -137,7 +137,9 @@ class Scheduler:
 
     def _admissible(self) -> Iterator[Sequence]:
         """Move waiting sequences to the running set while slots and blocks for them can be had."""
-        promised = sum(self._blocks_to_come(sequence) for sequence in self.running)
+        promised = [0] * self.coordinator.num_instances
+        for sequence in self.running:
+            promised[sequence.home] += self._blocks_to_come(sequence)
         index = 0
         while index < len(self.waiting) and self._free_slots:
             sequence = self.waiting[index]
@@ -149,13 +151,18 @@ class Scheduler:
             needed = self._blocks_to_come(sequence) - len(shared)
             # A sample is at home where the blocks are that it shares.
             is_at_parents = parent is not None and shared
-            home = parent.home if is_at_parents else self.coordinator.choose_home(needed)
-            if needed + promised > sum(self.coordinator.lendable(home)):
+            if is_at_parents:
+                home = parent.home
+            else:
+                home = self.coordinator.choose_home(needed, reserved=promised)
+            ahead = sum(promised) if self.coordinator.is_pooled else promised[home]
+            if needed + ahead > sum(self.coordinator.lendable(home)):
                 return
-            promised += needed
             del self.waiting[index]
             self._start(sequence, home, shared)
             yield sequence
+            # Its first blocks are taken by now.
+            promised[home] += self._blocks_to_come(sequence)
 
     def _start(self, sequence: Sequence, home: int, shared: tuple[Place, ...]) -> None:
         sequence.state = State.RUNNING

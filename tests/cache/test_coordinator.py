@@ -88,10 +88,10 @@ def test_grow_asks_first_where_it_is_told_to():
 
 
 def test_grow_asks_near_creditors_first():
-    coordinator = Coordinator(3, 4, distance=lambda a, b: 1.0 if b == 1 else 2.0)
+    coordinator = Coordinator(3, 4, distance=lambda a, b: 1.0 if b == 2 else 2.0)
     coordinator.open("s", "r", 0)
 
-    assert {place.instance for place in coordinator.grow("s", 5)} == {0, 1}
+    assert {place.instance for place in coordinator.grow("s", 5)} == {0, 2}
 
 
 def test_grow_tries_the_next_creditor_when_one_refuses():
@@ -103,6 +103,15 @@ def test_grow_tries_the_next_creditor_when_one_refuses():
 
     assert coordinator.gmanager.propose_creditors(0, 4) == (1,)
     assert coordinator.grow(0, 3) == places_on(2, 1, 2, 3)
+
+
+def test_grow_that_the_last_view_can_serve_sends_no_heartbeat():
+    coordinator = make_coordinator()
+    coordinator.beat()
+
+    coordinator.grow(0, 6)
+
+    assert [rmanager.num_beats for rmanager in coordinator.rmanagers] == [1, 1, 1]
 
 
 def test_grow_looks_again_before_it_gives_up():

@@ -37,8 +37,13 @@ def test_near_creditors_come_before_roomy_ones():
     assert gmanager.propose_creditors(1, 100) == (3, 0, 2)
 
 
-def test_distance_may_be_a_function_and_is_read_from_home_to_creditor():
-    gmanager = make_gmanager(8, 8, 8, distance=lambda a, b: float((b - a) % 3))
+@pytest.mark.parametrize(
+    "distance",
+    [lambda a, b: float((b - a) % 3), [[0.0, 1.0, 2.0], [2.0, 0.0, 1.0], [1.0, 2.0, 0.0]]],
+    ids=["function", "matrix"],
+)
+def test_distance_is_read_from_home_to_creditor(distance: Distance):
+    gmanager = make_gmanager(8, 8, 8, distance=distance)
 
     assert gmanager.propose_creditors(0, 100) == (1, 2)
     assert gmanager.propose_creditors(1, 100) == (2, 0)

@@ -245,5 +245,7 @@ class History(RuleBasedStateMachine):
         assert self.coordinator.placement() == {}
 
 
-History.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+History.TestCase.settings = settings(
+    max_examples=80, stateful_step_count=50, deadline=None, report_multiple_bugs=False
+)
 TestHistory = History.TestCase
