@@ -1,0 +1,1 @@
+"""Decoders in flax.nnx with Hugging Face names, their checkpoints and their tokenizers."""
