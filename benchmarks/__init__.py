@@ -1,0 +1,1 @@
+"""Programs that measure DistKV-JAX on the machine they run on."""
