@@ -9,7 +9,9 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.has-base  ## generate text on eight simulated instances that pool their KV
-	$(BIN)/distkv generate --mesh cpu-8 --block-size 16 --stats
+	$(BIN)/distkv generate --mesh cpu-8 --block-size 16 --num-blocks 20 --max-num-seqs 8 \
+	  --max-tokens 48 --seed 1 --stats --prompt-file examples/long_prompt.txt \
+	  "It is a truth universally acknowledged, that" "In the beginning" "Emma was not sorry to"
 
 test: .venv/.has-test  ## run all tests
 	$(BIN)/python -m pytest

@@ -31,7 +31,7 @@ from distkv_jax.engine.prompt import Prompt, is_single, parse_prompt
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.thread import EngineThread
-from distkv_jax.errors import ConfigError, EngineStopped, RequestError
+from distkv_jax.errors import ConfigError, RequestError
 from distkv_jax.mesh import MeshConfig, load_mesh_config, make_mesh
 from distkv_jax.models.checkpoint import load_model
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
@@ -182,8 +182,9 @@ class LLM:
         Raises:
             RequestError: The model has no chat template or no tokenizer, or as in `generate`.
         """
-        many = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        prompts = [{"prompt_token_ids": self.chat_tokens(one)} for one in many]
+        is_one = bool(messages) and isinstance(messages[0], Mapping)
+        many: Sequence[Any] = [messages] if is_one else messages
+        prompts: list[Prompt] = [self.chat_tokens(one) for one in many]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def chat_tokens(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
@@ -250,7 +251,8 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the checkpoint recommends, else the defaults of `SamplingParams`."""
-        return SamplingParams(**self._default_sampling)
+        recommended: Mapping[str, Any] = self._default_sampling
+        return SamplingParams(**recommended)
 
     def stats(self) -> EngineStats:
         """Totals since the start."""
@@ -313,9 +315,8 @@ class LLM:
         try:
             yield
         except BaseException:
-            with contextlib.suppress(EngineStopped):
-                for request in requests:
-                    self._thread.cancel(request.request_id)
+            for request in requests:
+                self._thread.cancel(request.request_id)
             raise
 
 

@@ -1,7 +1,7 @@
 """How an engine is sized and how it places blocks."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, get_args, no_type_check
 
 from distkv_jax.errors import ConfigError
 
@@ -12,6 +12,8 @@ SchedulingPolicy = Literal["fcfs", "priority"]
 """The order of waiting requests: by arrival, or by priority and then arrival."""
 
 
+# Run-time type checks would refuse a wrong type before `__post_init__` can name what is allowed.
+@no_type_check
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """Sizes and policies of an engine; the names are vLLM's where it has them.
@@ -76,6 +78,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1 or None")
+        if self.max_step_failures < 0:
+            raise ConfigError(f"max_step_failures={self.max_step_failures} must be at least 0")
         if self.lend_cap is not None and self.lend_cap < 0:
             raise ConfigError(f"lend_cap={self.lend_cap} must be at least 0 or None")
         if not 0 < self.device_memory_fraction <= 1:

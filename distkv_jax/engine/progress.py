@@ -40,7 +40,6 @@ class Progress:
         self._num_tokens = 0
 
     def __enter__(self) -> "Progress":
-        self._bars.start()
         return self
 
     def __exit__(
@@ -49,7 +48,8 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if self._tasks:
+            self._bars.stop()
 
     def weights(self, done: int, total: int) -> None:
         """Show bytes of weights read."""
@@ -76,5 +76,7 @@ class Progress:
 
     def _show(self, name: str, done: int, total: int, detail: str) -> None:
         if name not in self._tasks:
+            # Not before: bars that show nothing still print an empty line when they stop.
+            self._bars.start()
             self._tasks[name] = self._bars.add_task(name, total=total, detail="")
         self._bars.update(self._tasks[name], completed=done, detail=detail)

@@ -4,13 +4,15 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.sequence import FinishReason
 from distkv_jax.errors import EngineStopped, QueueFull, RequestError
+
+T = TypeVar("T")
 
 Sink = Callable[[list[Update]], None]
 """Takes what a step gave to its requests; called on the engine's thread, must not block."""
@@ -33,8 +35,8 @@ class Cancel(NamedTuple):
 class Call(NamedTuple):
     """Ask for something to be read from the engine, between two steps."""
 
-    read: Callable[[Engine], object]
-    result: Future[object]
+    read: Callable[[Engine], Any]
+    result: Future[Any]
 
 
 class Open(NamedTuple):
@@ -86,12 +88,17 @@ class EngineThread:
         return accepted
 
     def cancel(self, request_id: str) -> None:
-        """Ask for a request to end; its sink hears of it. An unknown name is ignored."""
-        self._send(Cancel(request_id))
+        """Ask for a request to end; its sink hears of it. Without effect on one that has ended.
 
-    def call(self, read: Callable[[Engine], object]) -> object:
+        Also at the exit of the interpreter, when an engine has stopped and modules are empty.
+        """
+        with self._lock:
+            if self._stopped is None:
+                self._inbox.put(Cancel(request_id))
+
+    def call(self, read: Callable[[Engine], T]) -> T:
         """Run `read` between two steps, on the engine's thread, and give its result."""
-        result: Future[object] = Future()
+        result: Future[T] = Future()
         self._send(Call(read, result))
         return result.result()
 
@@ -116,7 +123,7 @@ class EngineThread:
     def _refusal(self) -> str:
         return f"the engine takes no requests: {self._stopped}"
 
-    def _send(self, message: Submit | Cancel | Call) -> None:
+    def _send(self, message: Submit | Call) -> None:
         with self._lock:
             if self._stopped is not None:
                 raise EngineStopped(self._refusal)

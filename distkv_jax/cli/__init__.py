@@ -1,0 +1,5 @@
+"""The `distkv` command."""
+
+from distkv_jax.cli.main import main
+
+__all__ = ["main"]

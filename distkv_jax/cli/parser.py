@@ -1,0 +1,184 @@
+"""What can be written on the command line, and the help that teaches it."""
+
+import argparse
+from pathlib import Path
+
+import distkv_jax
+from distkv_jax.cli.arguments import Parser, add_fields
+from distkv_jax.engine.config import EngineConfig
+from distkv_jax.engine.sampling_params import SamplingParams
+
+MODEL_HELP = (
+    "tiny, the model that ships with the package (the default); a folder in the layout of "
+    "Hugging Face; or a folder that `distkv convert` wrote. Nothing is downloaded"
+)
+MESH_HELP = (
+    "a name from `distkv meshes`, a TOML file, or auto (the default): the accelerators there are, "
+    "else cpu-1. cpu-8 simulates eight devices"
+)
+DTYPE_HELP = (
+    "type of weights and KV: float32, bfloat16, float16, or auto (the default): the checkpoint's "
+    "own, on CPU float32"
+)
+
+TOP_EXAMPLES = """\
+examples:
+  distkv generate --mesh cpu-8 --stats          text from the tiny model, and where its KV lives
+  distkv fit tiny --mesh cpu-8                  what context and concurrency fit, before loading
+  distkv COMMAND --help                         every setting of a command, with its default
+"""
+GENERATE_EXAMPLES = """\
+examples:
+  distkv generate "It was a bright day" "In the beginning" --max-tokens 40 --temperature 0
+  distkv generate --prompt-file book.txt --mesh cpu-8 --block-size 16 --num-blocks 32 --stats
+  distkv generate "Dear Sir," --stream -n 2 --seed 7 --stop "." --max-tokens none
+  distkv generate --token-ids 17,42,8 --json | python -m json.tool
+  echo "Once upon a time" | distkv generate --quiet
+
+Text goes to standard output, everything about the run to standard error. --num-blocks is for each
+instance: a request longer than num_blocks x block_size tokens takes blocks of other instances.
+"""
+CHAT_EXAMPLES = """\
+examples:
+  distkv chat --model ./my-model --system "Answer in one sentence."
+  printf 'Good morning.\\nHow are you?\\n' | distkv chat --quiet
+
+In the conversation: /reset forgets what was said, /exit or end of file (Ctrl-D) leaves.
+"""
+FIT_EXAMPLES = """\
+examples:
+  distkv fit ./llama-8b --mesh h100-8
+  distkv fit ./llama-8b/config.json --mesh v5e-16 --context 32768 --context 131072
+  distkv fit tiny --mesh cpu-8 --block-size 16 --num-blocks 32
+
+Reads config.json alone: no weights, no devices. Not counted are the programs' temporaries, known
+once compiled; --device-memory-fraction leaves them room.
+"""
+CONVERT_EXAMPLES = """\
+example:
+  distkv convert ./llama-8b ./llama-8b-orbax && distkv generate --model ./llama-8b-orbax "Hello"
+"""
+CHAT_MAX_TOKENS = 256
+FIT_FIELDS = ("block_size", "num_blocks", "device_memory_fraction", "max_model_len", "max_num_seqs")
+
+
+def build_parser() -> Parser:
+    """Build the whole command line; `command` names the module that runs it."""
+    parser = Parser(
+        prog="distkv",
+        usage="%(prog)s COMMAND [ARGUMENTS]",
+        description="Generate text over a KV cache that is pooled across a device mesh.",
+        epilog=TOP_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=distkv_jax.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(
+        _command(
+            commands, "generate", "[PROMPT ...] [SETTINGS]", "complete prompts", GENERATE_EXAMPLES
+        )
+    )
+    _add_chat(_command(commands, "chat", "[SETTINGS]", "talk to a model", CHAT_EXAMPLES))
+    what = "say what fits on a mesh, before loading"
+    _add_fit(_command(commands, "fit", "MODEL --mesh MESH [SETTINGS]", what, FIT_EXAMPLES))
+    what = "write a checkpoint that restores onto any mesh"
+    convert = _command(commands, "convert", "SRC DST", what, CONVERT_EXAMPLES)
+    convert.add_argument("source", metavar="SRC", help="a folder in the layout of Hugging Face")
+    convert.add_argument("target", metavar="DST", help="a folder that does not exist yet")
+    _command(commands, "meshes", "", "list the meshes that --mesh knows by name")
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[Parser]",
+    name: str,
+    arguments: str,
+    summary: str,
+    examples: str = "",
+) -> Parser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        usage=f"%(prog)s {arguments}".rstrip(),
+        description=f"{summary.capitalize()}.",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_generate(parser: Parser) -> None:
+    parser.add_argument(
+        "prompts",
+        nargs="*",
+        metavar="PROMPT",
+        help="texts to continue, all at once; without one, standard input, on a terminal examples",
+    )
+    parser.add_argument(
+        "--prompt-file",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a UTF-8 file that is one more prompt; may be given several times",
+    )
+    parser.add_argument(
+        "--token-ids",
+        action="store_true",
+        help="prompts are token ids, separated by commas or spaces, and ids are printed",
+    )
+    form = parser.add_argument_group("output").add_mutually_exclusive_group()
+    form.add_argument("--stream", action="store_true", help="print tokens as they come")
+    form.add_argument("--json", action="store_true", help="print one JSON object for each prompt")
+    _add_reports(parser)
+    _add_engine(parser)
+    add_fields(parser, "sampling", SamplingParams)
+
+
+def _add_chat(parser: Parser) -> None:
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before you speak")
+    _add_reports(parser)
+    _add_engine(parser)
+    note = f"in a conversation max-tokens is {CHAT_MAX_TOKENS} by default"
+    add_fields(parser, "sampling", SamplingParams, note=note)
+
+
+def _add_reports(parser: Parser) -> None:
+    parser.add_argument(
+        "--stats",
+        action="store_true",
+        help="end with tables, and a picture of which instance held which request's blocks",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bars and no KV capacity on start"
+    )
+
+
+def _add_engine(parser: Parser) -> None:
+    model = parser.add_argument_group("model and mesh")
+    model.add_argument("--model", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
+    model.add_argument("--mesh", default=argparse.SUPPRESS, metavar="MESH", help=MESH_HELP)
+    model.add_argument("--dtype", default=argparse.SUPPRESS, metavar="DTYPE", help=DTYPE_HELP)
+    # --seed is the one of sampling.
+    add_fields(parser, "engine", EngineConfig, renamed={"seed": "engine_seed"})
+
+
+def _add_fit(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="as --model, or the path of a config.json")
+    parser.add_argument("--mesh", required=True, metavar="MESH", help=MESH_HELP)
+    parser.add_argument("--dtype", default="auto", metavar="DTYPE", help=DTYPE_HELP)
+    parser.add_argument(
+        "--context",
+        action="append",
+        type=int,
+        metavar="N",
+        help="tokens of a request to count how many fit at once; may be given several times",
+    )
+    parser.add_argument(
+        "--device-memory-gib",
+        type=float,
+        metavar="X",
+        help="memory of one device in GiB (default: what the mesh file says)",
+    )
+    add_fields(parser, "engine", EngineConfig, only=FIT_FIELDS)
