@@ -130,6 +130,7 @@ def _serve(
         placement="random",
         max_num_seqs=len(PROMPT_LENGTHS),
         max_num_batched_tokens=64,
+        warm_up=False,
     )
     with contextlib.closing(llm):
         prompts = [reference[f"prompt_{number}"].tolist() for number in numbers]

@@ -14,7 +14,6 @@ from distkv_jax.errors import (
     PromptTooLong,
     QueueFull,
     RequestError,
-    RequestFailed,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ __all__ = [
     "PromptTooLong",
     "QueueFull",
     "RequestError",
-    "RequestFailed",
     "RequestOutput",
     "SamplingParams",
     "__version__",

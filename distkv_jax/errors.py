@@ -3,7 +3,6 @@
 DistKVError
 ├── RequestError       also ValueError    the request is wrong: do not retry
 │   └── PromptTooLong                     longer than the model or the whole mesh could hold
-├── RequestFailed      also RuntimeError  accepted, but its steps kept failing: may be retried
 ├── ConfigError        also ValueError    the configuration or the checkpoint is wrong: fix, restart
 ├── OutOfBlocks        also RuntimeError  the pool is full: retry later
 │   └── LendRefused                       an instance will not lend: ask the next creditor
@@ -34,10 +33,6 @@ class PromptTooLong(RequestError):
         super().__init__(message)
         self.given = given
         self.limit = limit
-
-
-class RequestFailed(DistKVError, RuntimeError):
-    """A request that was accepted, and could not be finished."""
 
 
 class ConfigError(DistKVError, ValueError):

@@ -101,7 +101,7 @@ class LLM:
         self.max_model_len = engine.admission.max_model_len
         self.capacity = capacity_of(engine)
         self._tokenizer = loaded.tokenizer
-        self._default_sampling = loaded.sampling
+        self._default_sampling: dict[str, Any] = {**loaded.sampling}
         self._names = itertools.count()
         self._thread = EngineThread(engine)
         # Also when it is forgotten, or the interpreter exits: a thread must not outlive JAX.
@@ -251,8 +251,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the checkpoint recommends, else the defaults of `SamplingParams`."""
-        recommended: Mapping[str, Any] = self._default_sampling
-        return SamplingParams(**recommended)
+        return SamplingParams(**self._default_sampling)
 
     def stats(self) -> EngineStats:
         """Totals since the start."""

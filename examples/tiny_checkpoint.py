@@ -51,8 +51,8 @@ def save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
             "bos_token_id": model.config.bos_token_id,
             "eos_token_id": list(model.config.eos_token_ids),
             "do_sample": True,
-            "temperature": 0.7,
-            "top_p": 0.95,
+            "temperature": 0.5,
+            "top_p": 0.9,
         },
     )
 

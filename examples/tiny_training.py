@@ -43,7 +43,7 @@ class Recipe:
         seed: Of the weights and of the windows.
     """
 
-    steps: int = 2000
+    steps: int = 850
     warmup_steps: int = 60
     decay_share: float = 1 / 3
     tokens_per_step: int = 2048
@@ -239,7 +239,7 @@ def sample(
     prompt: str,
     *,
     tokens: int,
-    temperature: float = 0.7,
+    temperature: float = 0.5,
     seed: int = 0,
 ) -> str:
     """Continue a prompt, one forward pass over everything for each token.

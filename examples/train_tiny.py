@@ -8,6 +8,7 @@ tool reads, and that `distkv generate --model FOLDER` serves.
 
   python -m examples.train_tiny --steps 40 --out /tmp/try      a first try, about two minutes
   python -m examples.train_tiny --out /tmp/tiny                the model as it ships
+  python -m examples.train_tiny --steps 4000 --out /tmp/tiny   a better one: it reads more
   python -m examples.train_tiny --text book.txt --out /tmp/my  your own text
 """
 

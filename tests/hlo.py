@@ -32,8 +32,10 @@ class Collective(NamedTuple):
         return any(len({device // tensor for device in group}) > 1 for group in self.groups)
 
 
-def collectives(hlo: str) -> list[Collective]:
+def collectives(hlo: str | None) -> list[Collective]:
     """List a compiled program's collectives; one whose groups cannot be read is an error."""
+    if hlo is None:
+        raise ValueError("the backend gave no HLO")
     return [
         Collective(operation[1], _groups(line))
         for line in hlo.splitlines()

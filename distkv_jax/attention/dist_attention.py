@@ -66,7 +66,7 @@ def dist_attention(
         scale: Factor on every score.
         window: Sliding window in tokens, or None.
         soft_cap: Soft cap of the scores, or None.
-        implementation: MicroAttention implementation, or None for the platform's best.
+        implementation: Name of the MicroAttention implementation; None is "xla".
 
     Returns:
         One output per class, shaped as its queries; zeros for tokens that saw nothing.
@@ -106,10 +106,10 @@ def dist_attention(
             outs[index] = merge(own[index], elsewhere, classes[index].spanning)
         return tuple(outs)
 
-    specs = tuple(TileClass(heads, P(), P(), P()) for _ in classes)
+    specs = tuple(TileClass._make((heads, P(), P(), P())) for _ in classes)
     return jax.shard_map(
         island,
-        in_specs=(specs, heads, BlockLists(P(), P())),
+        in_specs=(specs, heads, P()),
         out_specs=tuple(heads for _ in classes),
         axis_names={"tensor"},
         check_vma=False,

@@ -113,6 +113,27 @@ class Coordinator:
             free = [free - promised for free, promised in zip(free, reserved, strict=True)]
         return free.index(max(free))
 
+    def room(self, home: int, *, reserved: Sequence[int]) -> int:
+        """Count the blocks a new sequence of `home` could be given, beside those promised.
+
+        Args:
+            home: Its home.
+            reserved: For each instance, blocks promised to sequences of that home.
+
+        Returns:
+            Blocks; below zero where more is promised than there is.
+        """
+        free = [rmanager.num_free for rmanager in self.rmanagers]
+        room = free[home] - reserved[home]
+        if not self.is_pooled:
+            return room
+        for instance, lendable in enumerate(self.lendable(home)):
+            if instance != home:
+                spare = free[instance] - reserved[instance]
+                # What another home was promised and does not have, it will borrow too.
+                room += min(lendable, spare)
+        return room
+
     def lendable(self, home: int) -> list[int]:
         """List how many blocks each instance could give to a sequence of `home` now."""
         return [rmanager.lendable(home) for rmanager in self.rmanagers]

@@ -15,7 +15,6 @@ from distkv_jax.cli.report import print_report
 from distkv_jax.cli.watch import watch_pool
 from distkv_jax.cli.write_text import TextWriter
 from distkv_jax.engine.outputs import RequestOutput
-from distkv_jax.engine.prompt import TokensPrompt
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.errors import RequestError
 from distkv_jax.llm import LLM
@@ -50,7 +49,7 @@ class Conversation:
             RequestError: The conversation cannot be served; this turn is forgotten.
         """
         messages = [*self._messages, {"role": "user", "content": text}]
-        prompt = TokensPrompt(prompt_token_ids=self._llm.chat_tokens(messages))
+        prompt = self._llm.chat_tokens(messages)
         num_written, output = 0, None
         with contextlib.closing(self._llm.stream(prompt, self._params)) as stream:
             for output in stream:

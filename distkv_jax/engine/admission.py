@@ -169,12 +169,20 @@ class Admission:
     def _stop_ids(self, request: Request) -> frozenset[int]:
         params = request.params
         ends = () if params.ignore_eos else self._model.eos_token_ids
-        return frozenset((*ends, *(params.stop_token_ids or ())))
+        # A checkpoint may name end tokens that the model cannot produce.
+        known = (token for token in ends if token < self._model.vocab_size)
+        return frozenset((*known, *(params.stop_token_ids or ())))
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         if not params.bad_words:
             return ()
         tokenizer = require_tokenizer(self._tokenizer)
-        return tokenize_bad_words(
+        words = tokenize_bad_words(
             params.bad_words, lambda text: tokenizer.encode(text, add_special_tokens=False)
         )
+        largest = max(max(tokens) for tokens in words)
+        if largest >= self._model.vocab_size:
+            raise RequestError(
+                f"bad_words have token id {largest}, the model has 0..{self._model.vocab_size - 1}"
+            )
+        return words

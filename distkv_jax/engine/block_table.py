@@ -85,7 +85,10 @@ class BlockTable:
         keep = min(max(position, 0) // self.block_size, len(self.places))
         dropped = tuple(self.places[self.num_dropped : keep])
         for place in dropped:
-            self.local[place.instance].drop_first()
+            local = self.local[place.instance]
+            local.drop_first()
+            if not len(local.ids):
+                del self.local[place.instance]
         self.num_dropped = max(self.num_dropped, keep)
         return dropped
 

@@ -7,7 +7,15 @@ from distkv_jax.engine.shapes import ShapeTable
 class Budget:
     """Rows, tiles and list entries each instance can still take in this step."""
 
-    def __init__(self, shapes: ShapeTable, num_instances: int) -> None:
+    def __init__(self, shapes: ShapeTable, num_instances: int, num_running: int = 0) -> None:
+        """Start with everything.
+
+        Args:
+            shapes: The compiled shapes.
+            num_instances: Instances of the mesh.
+            num_running: Sequences that may want to decode in this step.
+        """
+        self.num_running = num_running
         self.tile = shapes.tile
         self.decode_rows = [shapes.max_decode_rows] * num_instances
         self.prefill_tiles = [shapes.max_prefill_tiles] * num_instances
@@ -23,6 +31,11 @@ class Budget:
         self.decode_rows[instance] -= 1
         self.output_rows[instance] -= 1
         return True
+
+    def scoring_rows(self, instance: int) -> int:
+        """Output rows for prompt log-probabilities: those that running sequences cannot need."""
+        for_decodes = min(self.decode_rows[instance], self.num_running)
+        return max(0, self.output_rows[instance] - for_decodes)
 
     def take_entries(self, table: BlockTable) -> bool:
         """Take room for a sequence's block lists; False, and nothing taken, where there is none.

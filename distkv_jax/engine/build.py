@@ -117,7 +117,7 @@ def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
     """Blocks of each instance's pool: what device memory leaves, or on CPU a fixed default."""
     one_block = pool_spec(model, config, 1)
     num_instances, tensor = mesh.shape[INSTANCE], mesh.shape[TENSOR]
-    limit = device_bytes(mesh.devices.flat[0])
+    limit = device_bytes(mesh)
     if limit is None:
         return max(1, CPU_POOL_BYTES // num_instances // one_block.block_bytes)
     largest = shape_table(config, num_instances, 1).shapes[-1]
@@ -135,9 +135,9 @@ def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
     )
 
 
-def device_bytes(device: jax.Device) -> int | None:
-    """Memory of a device; None where it cannot say, as on CPU."""
-    stats = device.memory_stats()
+def device_bytes(mesh: Mesh) -> int | None:
+    """Memory of each device of a mesh; None where that cannot be asked, as on CPU."""
+    stats = mesh.local_devices[0].memory_stats()
     return None if stats is None else stats.get("bytes_limit")
 
 

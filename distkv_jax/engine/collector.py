@@ -12,7 +12,7 @@ from distkv_jax.models.tokenizer import Tokenizer
 
 
 class Collector:
-    """Knows each live sequence's request and text. It appends tokens and decides what ends one.
+    """Keeps each live sequence's text, appends its tokens, and decides what ends it.
 
     It frees nothing: whoever calls it takes finished sequences out of the scheduler.
     """
@@ -74,6 +74,7 @@ class Collector:
             stop_reason=stop_reason,
             instances_used=tuple(sequence.instances_used),
             remote_kv_tokens=sequence.max_remote_tokens,
+            num_cached_tokens=sequence.num_shared_tokens,
         )
 
     def end(
@@ -91,6 +92,7 @@ class Collector:
             error=error,
             instances_used=tuple(sequence.instances_used),
             remote_kv_tokens=sequence.max_remote_tokens,
+            num_cached_tokens=sequence.num_shared_tokens,
         )
 
     def _write(self, sequence: Sequence, token: int) -> Written:

@@ -54,9 +54,9 @@ class Tile(NamedTuple):
     """A query tile: `index` of its class on `instance`."""
 
     instance: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index: unused here)
     position: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count: unused here)
 
 
 class ClassPlan(NamedTuple):

@@ -73,6 +73,7 @@ class Engine:
         self._collector = collector
         self._max_step_failures = max_step_failures
         self._requests: dict[str, tuple[Request, list[Sequence]]] = {}
+        self._deadlines: dict[str, float] = {}
         self._in_flight: InFlight | None = None
         self._num_failures_in_a_row = 0
         self._is_audited = True
@@ -103,6 +104,8 @@ class Engine:
         taken = self.admission.take_in(requests, self._requests.keys(), self._scheduler.waiting)
         for request, sequences in zip(requests, taken, strict=True):
             self._requests[request.request_id] = (request, sequences)
+            if request.deadline is not None:
+                self._deadlines[request.request_id] = request.deadline
             self.stats.num_prompt_tokens += len(request.prompt_token_ids)
             for sequence in sequences:
                 self._collector.begin(sequence)
@@ -159,11 +162,12 @@ class Engine:
             )
 
     def _dispatch(self, plan: StepPlan) -> InFlight | None:
-        if not plan.decodes and not plan.prefills:
-            return None
+        # Also when none of them runs in this step: they are admitted only once.
         for sequence in plan.admitted:
             if sequence.params.adjusts_logits:
                 self._set_slot(sequence)
+        if not plan.decodes and not plan.prefills:
+            return None
         for piece in itertools.chain(plan.decodes, plan.prefills):
             note_placement(piece.sequence)
         encoded = self._encoder.encode(plan, self.runner.num_instances)
@@ -235,12 +239,10 @@ class Engine:
         return []
 
     def _end_overdue(self) -> list[Update]:
+        if not self._deadlines:
+            return []
         now = time.monotonic()
-        overdue = [
-            request_id
-            for request_id, (request, _) in self._requests.items()
-            if request.deadline is not None and request.deadline <= now
-        ]
+        overdue = [name for name, deadline in self._deadlines.items() if deadline <= now]
         return self._end_all(overdue, FinishReason.DEADLINE)
 
     def _end_all(
@@ -254,12 +256,14 @@ class Engine:
                     self._scheduler.release(sequence)
                     updates.append(self._collector.end(request, sequence, reason, error))
             self._requests.pop(request_id, None)
+            self._deadlines.pop(request_id, None)
         return updates
 
     def _forget_if_ended(self, request_id: str) -> None:
         _, sequences = self._requests[request_id]
         if all(sequence.state is State.FINISHED for sequence in sequences):
             del self._requests[request_id]
+            self._deadlines.pop(request_id, None)
 
     def _audit_when_idle(self) -> None:
         if self.has_work:

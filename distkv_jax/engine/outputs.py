@@ -40,10 +40,11 @@ class Update(NamedTuple):
         error: What went wrong, with finish reason "error".
         instances_used: Instances that computed or held its tokens so far.
         remote_kv_tokens: Most KV tokens it had away from home at once.
+        num_cached_tokens: Prompt tokens whose KV another sample had computed.
     """
 
     request: Request
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index: unused here)
     token_ids: tuple[int, ...] = ()
     text: str = ""
     logprobs: tuple[PositionLogprobs, ...] = ()
@@ -53,6 +54,7 @@ class Update(NamedTuple):
     error: str | None = None
     instances_used: tuple[int, ...] = ()
     remote_kv_tokens: int = 0
+    num_cached_tokens: int = 0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -105,7 +107,7 @@ class RequestOutput:
         outputs: One for each sample.
         finished: Whether all samples ended.
         metrics: When things happened.
-        num_cached_tokens: Prompt tokens that were not computed again.
+        num_cached_tokens: Prompt tokens that a sample did not compute again.
         remote_kv_tokens: Most KV tokens it had away from home at once, over its samples.
         instances_used: Instances that computed or held its tokens.
         error: What went wrong, where a sample ended with "error".
@@ -181,6 +183,7 @@ def apply_update(output: RequestOutput, update: Update, now: float) -> None:
         sample.stop_reason = update.stop_reason
     output.error = update.error or output.error
     output.instances_used = tuple(sorted({*output.instances_used, *update.instances_used}))
+    output.num_cached_tokens = max(output.num_cached_tokens, update.num_cached_tokens)
     output.remote_kv_tokens = max(output.remote_kv_tokens, update.remote_kv_tokens)
     if all(one.finish_reason is not None for one in output.outputs):
         output.finished = True

@@ -15,7 +15,7 @@ class Span(NamedTuple):
 
     instance: int
     start: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count: unused here)
 
 
 class Spans(NamedTuple):
@@ -57,6 +57,8 @@ class Placer:
             first = home + len(sequence.table.places)
             return [(first + offset) % self.num_instances for offset in range(self.num_instances)]
         coordinator = self.coordinator
+        # A victim's blocks, freed in this very step, must be seen.
+        coordinator.beat()
         return [home, *coordinator.gmanager.propose_creditors(home, coordinator.num_free)]
 
     def grow(self, sequence: Sequence) -> None:
@@ -142,7 +144,6 @@ class Placer:
     def _affordable(self, sequence: Sequence, instance: int, budget: Budget) -> int:
         """Tokens of a prompt that an instance can still compute in this step."""
         tokens = budget.prefill_tiles[instance] * budget.tile
-        outputs = budget.output_rows[instance]
         if sequence.wants_prompt_logprobs:
-            return min(tokens, outputs)
-        return tokens if outputs else 0
+            return min(tokens, budget.scoring_rows(instance))
+        return tokens if budget.output_rows[instance] else 0

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypedDict, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import Int
@@ -10,21 +10,8 @@ from jaxtyping import Int
 from distkv_jax.errors import RequestError
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
 
-
-class TextPrompt(TypedDict):
-    """A prompt of text."""
-
-    prompt: str
-
-
-class TokensPrompt(TypedDict):
-    """A prompt of token ids."""
-
-    prompt_token_ids: Sequence[int]
-
-
-Prompt = str | Sequence[int] | Int[np.ndarray, " tokens"] | TextPrompt | TokensPrompt
-"""Whatever `LLM.generate` takes for one request."""
+Prompt = str | Sequence[int] | Int[np.ndarray, " tokens"] | Mapping[str, object]
+"""Whatever `LLM.generate` takes for one request; a dict has `prompt` or `prompt_token_ids`."""
 
 
 class Parsed(NamedTuple):

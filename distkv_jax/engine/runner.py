@@ -18,7 +18,7 @@ from distkv_jax.engine.sampler_state import SamplerState, SlotRow, empty_state, 
 from distkv_jax.engine.sampling_params import MAX_LOGPROBS
 from distkv_jax.engine.shapes import PlanShape
 from distkv_jax.engine.step import Pools, StepOptions, make_step
-from distkv_jax.errors import StepFailed
+from distkv_jax.errors import ConfigError, StepFailed
 from distkv_jax.mesh import INSTANCE, TENSOR, sharding
 from distkv_jax.models.config import ModelConfig
 
@@ -102,6 +102,8 @@ class Runner:
         self._make_state = jax.jit(
             lambda: empty_state(num_slots, config.vocab_size), out_shardings=sharding(mesh)
         )
+        # As sharded as the programs want it, whatever the compiler would choose.
+        self._fill_slot = jax.jit(set_slot, donate_argnums=0, out_shardings=sharding(mesh))
         self._pools: Pools
         self._state: SamplerState
         self._is_lost = True
@@ -184,7 +186,7 @@ class Runner:
         """
         with step_failures():
             self._restore()
-            self._state = set_slot(self._state, np.int32(slot), row)
+            self._state = self._fill_slot(self._state, np.int32(slot), row)
 
     def program(self, shape: PlanShape) -> jax.stages.Compiled:
         """The compiled program of a shape, compiling it where that has not been done."""
@@ -193,8 +195,17 @@ class Runner:
         return self._programs[shape]
 
     def temporary_bytes(self, shape: PlanShape) -> int:
-        """Bytes a device needs for a step besides weights, pools and state."""
-        return self.program(shape).memory_analysis().temp_size_in_bytes
+        """Bytes a device needs for a step besides weights, pools and state.
+
+        Raises:
+            ConfigError: The backend cannot say.
+        """
+        memory = self.program(shape).memory_analysis()
+        if memory is None:
+            raise ConfigError(
+                "this backend does not say what a step needs, num_blocks must be given"
+            )
+        return memory.temp_size_in_bytes
 
     def _restore(self) -> None:
         """Make empty pools and an empty sampler state where they are lost."""

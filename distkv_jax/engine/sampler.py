@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt32
 
@@ -52,6 +53,8 @@ class RowParams(NamedTuple):
 class Sampled(NamedTuple):
     """A token for each output row; zeros in padding rows.
 
+    On the device the rows of one instance; read back, NumPy arrays of all instances' rows.
+
     Attributes:
         ids: The token sampled, or the target.
         logprob: Its log-probability under the raw logits; zero where not wanted, as all below.
@@ -60,11 +63,11 @@ class Sampled(NamedTuple):
         top_logprobs: Their log-probabilities.
     """
 
-    ids: Int32[Array, " rows"]
-    logprob: Float32[Array, " rows"]
-    rank: Int32[Array, " rows"]
-    top_ids: Int32[Array, "rows max_logprobs"]
-    top_logprobs: Float32[Array, "rows max_logprobs"]
+    ids: Int32[Array | np.ndarray, "*rows"]
+    logprob: Float32[Array | np.ndarray, "*rows"]
+    rank: Int32[Array | np.ndarray, "*rows"]
+    top_ids: Int32[Array | np.ndarray, "*rows max_logprobs"]
+    top_logprobs: Float32[Array | np.ndarray, "*rows max_logprobs"]
 
 
 def seed_words(seed: int, index: int) -> tuple[int, int]:

@@ -130,7 +130,6 @@ def slot_row(
     )
 
 
-@jax.jit(donate_argnums=0)
 def set_slot(state: SamplerState, slot: int | Int[Array, ""], row: SlotRow) -> SamplerState:
     """Put a sequence into a slot. Donate `state`, the result replaces it.
 

@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     sequence: Sequence
     instance: int
     start: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count: unused here)
     samples: bool
     scores: int
 
@@ -84,18 +84,19 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give back what it holds."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-        if sequence in self.running:
+        if sequence.state is State.WAITING:
+            at = bisect.bisect_left(self.waiting, sequence.order, key=lambda other: other.order)
+            del self.waiting[at]
+        elif sequence.slot >= 0:
             self.running.remove(sequence)
             self.coordinator.close(sequence.key)
             heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = -1
 
     def preempt(self, sequence: Sequence) -> None:
         """Give back what a running sequence holds; it is queued again once nothing is in flight."""
         self.release(sequence)
         sequence.restart()
-        self.num_preemptions += 1
         if sequence.num_pending:
             sequence.state = State.PREEMPTED
         else:
@@ -103,7 +104,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Decide a step. Blocks are taken and `num_computed` advanced as if it had run."""
-        budget = Budget(self.shapes, self.placer.num_instances)
+        budget = Budget(self.shapes, self.placer.num_instances, len(self.running))
         decodes: list[Piece] = []
         prefills: list[Piece] = []
         num_preemptions = self.num_preemptions
@@ -139,7 +140,8 @@ class Scheduler:
         """Move waiting sequences to the running set while slots and blocks for them can be had."""
         promised = [0] * self.coordinator.num_instances
         for sequence in self.running:
-            promised[sequence.home] += self._blocks_to_come(sequence)
+            if not sequence.is_sampled_out:
+                promised[sequence.home] += self._blocks_to_come(sequence)
         index = 0
         while index < len(self.waiting) and self._free_slots:
             sequence = self.waiting[index]
@@ -149,14 +151,12 @@ class Scheduler:
                 continue
             shared = self._sharable(parent)
             needed = self._blocks_to_come(sequence) - len(shared)
-            # A sample is at home where the blocks are that it shares.
-            is_at_parents = parent is not None and shared
-            if is_at_parents:
+            if parent is not None and shared:
+                # A sample is at home where the blocks are that it shares.
                 home = parent.home
             else:
                 home = self.coordinator.choose_home(needed, reserved=promised)
-            ahead = sum(promised) if self.coordinator.is_pooled else promised[home]
-            if needed + ahead > sum(self.coordinator.lendable(home)):
+            if needed > self.coordinator.room(home, reserved=promised):
                 return
             del self.waiting[index]
             self._start(sequence, home, shared)
@@ -174,6 +174,7 @@ class Scheduler:
             self.coordinator.share(sequence.key, shared)
             sequence.table.append(shared)
             sequence.num_computed = sequence.table.capacity
+            sequence.num_shared_tokens = sequence.num_computed
 
     def _is_preparing(self, parent: Sequence) -> bool:
         """Whether a parent is still computing the prompt blocks that its siblings will share."""
@@ -240,8 +241,13 @@ class Scheduler:
                 self.coordinator.release(sequence.key, dropped)
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Preempt the latest arrival; False when that is the sequence itself."""
-        victim = self.running[-1]
+        """Preempt the latest arrival whose blocks can help; False when that is itself."""
+        victim = next(
+            other
+            for other in reversed(self.running)
+            if self.coordinator.is_pooled or other.home == sequence.home
+        )
+        self.num_preemptions += 1
         self.preempt(victim)
         return victim is not sequence
 

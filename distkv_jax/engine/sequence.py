@@ -14,7 +14,7 @@ class SequenceKey(NamedTuple):
     """A sequence's name: its request, and which of the request's samples it is."""
 
     request_id: str
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index: unused here)
 
 
 class State(enum.Enum):
@@ -80,6 +80,7 @@ class Sequence:
         self.stop_reason: int | str | None = None
         self.instances_used: set[int] = set()
         self.max_remote_tokens = 0
+        self.num_shared_tokens = 0
 
     @property
     def num_tokens(self) -> int:
@@ -100,11 +101,6 @@ class Sequence:
     def is_sampled_out(self) -> bool:
         """Whether its last allowed token has been sampled, read or not."""
         return self.num_tokens - self.prompt_len >= self.max_tokens
-
-    @property
-    def is_prefilled(self) -> bool:
-        """Whether its whole prompt is computed."""
-        return self.num_computed >= self.prompt_len
 
     @property
     def wants_prompt_logprobs(self) -> bool:

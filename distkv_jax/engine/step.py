@@ -68,7 +68,7 @@ def make_step(
         functools.partial(instance_step, graphdef, shape, options),
         mesh=mesh,
         in_specs=(P(), P("instance"), P(), P("instance")),
-        out_specs=StepResult(P("instance"), P(), P(), P("instance")),
+        out_specs=StepResult._make((P("instance"), P(), P(), P("instance"))),
         axis_names={"instance"},
         check_vma=False,
     )

@@ -1,5 +1,6 @@
 """The engine's thread: the only one that touches scheduler, coordinator and devices."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from distkv_jax.engine.sequence import FinishReason
 from distkv_jax.errors import EngineStopped, QueueFull, RequestError
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 Sink = Callable[[list[Update]], None]
 """Takes what a step gave to its requests; called on the engine's thread, must not block."""
@@ -51,7 +54,7 @@ class EngineThread:
     """Runs an engine; others talk to it through one queue each way, one hand-over a step.
 
     Every accepted request's sink hears a finish reason for each of its samples exactly once, also
-    when the engine stops or fails.
+    when the engine stops or fails; a sink that raises hears nothing more.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -185,14 +188,27 @@ class EngineThread:
         groups: dict[Sink, list[Update]] = {}
         for update in updates:
             request_id = update.request.request_id
-            one = self._open[request_id]
+            one = self._open.get(request_id)
+            if one is None:
+                continue
             groups.setdefault(one.sink, []).append(update)
             if update.finish_reason is not None:
                 one.samples.remove(update.index)
                 if not one.samples:
                     del self._open[request_id]
         for sink, group in groups.items():
-            sink(group)
+            try:
+                sink(group)
+            except Exception:
+                # One caller's fault must not reach the others: it hears nothing more.
+                logger.exception("a sink failed, its requests are cancelled")
+                self._abandon(sink)
+
+    def _abandon(self, sink: Sink) -> None:
+        """Cancel what a broken sink still waits for, and tell nobody."""
+        for request_id in [name for name, one in self._open.items() if one.sink is sink]:
+            self._open.pop(request_id)
+            self._inbox.put(Cancel(request_id))
 
     def _stop(self, error: BaseException) -> None:
         """End everything with an error, without asking the engine, which is not to be trusted."""

@@ -73,7 +73,9 @@ def make_scene(
     k, v = ([rng.normal(size=(n, KV_HEADS, HEAD_DIM)).astype(dtype) for n in LENGTHS] for _ in "kv")
     tiles = tuple(
         [
-            make_tile(rng, sequence, homes[sequence] if is_local else rng.integers(instances), size)
+            make_tile(
+                rng, sequence, int(homes[sequence] if is_local else rng.integers(instances)), size
+            )
             for sequence in rng.permutation(len(LENGTHS))
         ]
         for size in (DECODE, PREFILL, OUTPUT)
@@ -106,7 +108,8 @@ def make_scene(
         make_class(group, size, ranges, instances, is_local, dtype)
         for group, size in zip(tiles, (DECODE, PREFILL, OUTPUT), strict=True)
     )
-    return Scene(pool.reshape(-1, *pool.shape[2:]), BlockLists(ids, starts), classes, tiles, k, v)
+    lists = BlockLists(jnp.asarray(ids), jnp.asarray(starts))
+    return Scene(pool.reshape(-1, *pool.shape[2:]), lists, classes, tiles, k, v)
 
 
 def make_tile(rng: np.random.Generator, sequence: int, instance: int, size: int) -> Tile:
@@ -114,9 +117,7 @@ def make_tile(rng: np.random.Generator, sequence: int, instance: int, size: int)
     length = LENGTHS[sequence]
     count = min(size, length, int(rng.integers(1, size + 1)))
     start = length - 1 if size == 1 else int(rng.integers(0, length - count + 1))
-    return Tile(
-        int(sequence), int(instance), -1, start, rng.normal(size=(count, Q_HEADS, HEAD_DIM))
-    )
+    return Tile(int(sequence), instance, -1, start, rng.normal(size=(count, Q_HEADS, HEAD_DIM)))
 
 
 def is_seen(sequence: int, at: int, tiles: Sequence[list[Tile]], window: int | None) -> bool:
@@ -163,7 +164,7 @@ def make_class(
             row = (here * num_spanning + span, begin, end, tile.start, count)
             foreign[instance, used_foreign[instance]] = row
             used_foreign[instance] += 1
-    return TileClass(q, own, spanning, foreign)
+    return TileClass(*(jnp.asarray(array) for array in (q, own, spanning, foreign)))
 
 
 @functools.cache
@@ -204,9 +205,9 @@ def check(
 ) -> None:
     """Compare with dense attention in float64; what no tile is must be zero."""
     for out, tiles, given in zip(outs, scene.tiles, scene.classes, strict=True):
-        expected = np.zeros(given.q.shape)
+        queries, expected = np.asarray(given.q), np.zeros(given.q.shape)
         for tile in tiles:
-            q = given.q[tile.instance, tile.place, : len(tile.queries)]
+            q = queries[tile.instance, tile.place, : len(tile.queries)]
             expected[tile.instance, tile.place, : len(q)] = dense(
                 q, scene.k[tile.sequence], scene.v[tile.sequence], tile.start, window, soft_cap
             )

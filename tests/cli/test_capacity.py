@@ -1,6 +1,8 @@
 """What `fit` says is what can be counted by hand from config.json."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from distkv_jax.engine.config import EngineConfig
 from distkv_jax.errors import ConfigError
 from distkv_jax.mesh import MeshConfig, load_mesh_config
 from distkv_jax.models.config import ModelConfig
+from distkv_jax.models.model_folder import find_model
 
 # 2 layers, 4 query heads and 2 KV heads of 8: as small as it can be and still be counted by hand.
 MODEL = ModelConfig(
@@ -31,9 +34,9 @@ KV = 2 * 2 * 2 * 8
 """K and V of a token: layers, K and V, KV heads, head_dim."""
 
 
-def mesh(**settings: object) -> MeshConfig:
-    given = {"name": "m", "platform": "gpu", "instance": 4, "tensor": 1, "memory_gib": 1.0}
-    return MeshConfig(**(given | settings))
+def mesh(**settings: Any) -> MeshConfig:
+    given: dict[str, Any] = {"name": "m", "platform": "gpu", "instance": 4, "tensor": 1}
+    return MeshConfig(**(given | {"memory_gib": 1.0} | settings))
 
 
 def test_weights_and_kv_are_those_counted_by_hand():
@@ -129,9 +132,7 @@ def test_fit_prints_one_instance_apart_and_pooled(capsys: pytest.CaptureFixture[
     assert "requests of 400 tokens 0 0 6" in lines
 
 
-def test_fit_reads_a_config_file(tmp_path, capsys: pytest.CaptureFixture[str]):
-    from distkv_jax.models.model_folder import find_model
-
+def test_fit_reads_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "any-name.json"
     path.write_text((find_model("tiny") / "config.json").read_text())
 

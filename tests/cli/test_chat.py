@@ -21,12 +21,15 @@ def asked(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, str]
     return seen
 
 
-def say(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+def say(monkeypatch, *lines: str) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
 
 
 def test_each_turn_has_all_turns_before_it(
-    run: Run, asked: list[list[dict[str, str]]], monkeypatch, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    asked: list[list[dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     say(monkeypatch, "Good morning.", "", "And then?")
     code = run("chat", *FLAGS, "--system", "Be kind.")
@@ -40,7 +43,9 @@ def test_each_turn_has_all_turns_before_it(
     assert first_reply and capsys.readouterr().out.startswith(f"{first_reply}\n")
 
 
-def test_reset_forgets_and_exit_leaves(run: Run, asked: list[list[dict[str, str]]], monkeypatch):
+def test_reset_forgets_and_exit_leaves(
+    run: Run, asked: list[list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+):
     say(monkeypatch, "One.", "/reset", "Two.", "/exit", "Three.")
     run("chat", *FLAGS)
 
@@ -48,7 +53,10 @@ def test_reset_forgets_and_exit_leaves(run: Run, asked: list[list[dict[str, str]
 
 
 def test_unknown_commands_are_named_and_not_said(
-    run: Run, asked: list[list[dict[str, str]]], monkeypatch, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    asked: list[list[dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     say(monkeypatch, "/rest")
     run("chat", *FLAGS)
@@ -58,7 +66,7 @@ def test_unknown_commands_are_named_and_not_said(
 
 
 def test_a_refused_turn_ends_a_piped_conversation(
-    run: Run, monkeypatch, capsys: pytest.CaptureFixture[str]
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     say(monkeypatch, "word " * 400)
 

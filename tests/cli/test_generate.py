@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -75,7 +76,11 @@ def test_token_ids_go_in_and_come_out(run: Run, llm: LLM, capsys: pytest.Capture
 
 
 def test_prompts_come_from_files_and_standard_input(
-    run: Run, texts: list[str], tmp_path, monkeypatch, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     path = tmp_path / "prompt.txt"
     path.write_text(f"{PROMPTS[0]}\n")

@@ -57,7 +57,7 @@ def test_wrong_flags(argv: list[str], message: str, capsys: pytest.CaptureFixtur
     ],
 )
 def test_what_is_wrong_in_itself_is_refused_before_anything_is_loaded(
-    flags: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch
+    flags: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("distkv_jax.models.checkpoint.load_weights", None)
 

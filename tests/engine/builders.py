@@ -8,6 +8,7 @@ from distkv_jax.engine.runner import PoolSpec, Runner
 from distkv_jax.models.config import ModelConfig
 from distkv_jax.models.decoder import Decoder
 from distkv_jax.models.sharding import param_shardings
+from distkv_jax.models.weight_names import flat_params
 from tests.models.builders import make_mesh
 
 CONFIG = ModelConfig(
@@ -39,7 +40,7 @@ def make_runner(
     shardings = param_shardings(params, mesh)
     placed = [
         (path, leaf.replace(jax.device_put(leaf[...], shardings[path])))
-        for path, leaf in nnx.to_flat_state(params)
+        for path, leaf in flat_params(params)
     ]
     return Runner(
         mesh=mesh,

@@ -14,6 +14,7 @@ from distkv_jax.engine.sequence import FinishReason, Sequence, SequenceKey, Stat
 from distkv_jax.engine.shapes import ShapeTable
 
 BLOCK_SIZE = 4
+MANY_STEPS = 2000
 
 
 def make_sequence(
@@ -142,7 +143,8 @@ class Loop:
 
     def step(self) -> StepPlan:
         """Plan a step, then read the one before."""
-        before = tuple(self.scheduler.running)
+        assert self.num_steps < MANY_STEPS, "livelock"
+        before = [(sequence, sequence.home) for sequence in self.scheduler.running]
         plan = self.scheduler.schedule()
         self._check_preemptions(before, plan)
         self._check_plan(plan)
@@ -152,17 +154,16 @@ class Loop:
             encoded = self.encoder.encode(plan, self.num_instances)
             if self.inspect is not None:
                 self.inspect(plan, encoded)
-        for piece in () if previous is None else (*previous.decodes, *previous.prefills):
+        for piece in () if previous is None else pieces_of(previous):
             self._read(piece)
         self.coordinator.beat()
         self.check()
         self.num_steps += 1
         return plan
 
-    def run(self, limit: int = 2000) -> None:
-        """Step until all is done; more than `limit` steps are taken for a livelock."""
+    def run(self) -> None:
+        """Step until all is done, and check that nothing is held then."""
         while self.has_work:
-            assert self.num_steps < limit, "livelock"
             self.step()
         self.coordinator.check_idle()
 
@@ -200,19 +201,23 @@ class Loop:
         if not self.pooling:
             assert {place.instance for place in held} <= {sequence.home}
 
-    def _check_preemptions(self, before: tuple[Sequence, ...], plan: StepPlan) -> None:
-        lost = [one for one in before if one.state is not State.RUNNING]
-        kept = [one for one in before if one.state is State.RUNNING]
+    def _check_preemptions(self, before: list[tuple[Sequence, int]], plan: StepPlan) -> None:
+        """Verify that victims are the latest arrivals of those whose blocks are of use."""
+        lost = [(one, home) for one, home in before if one.state is not State.RUNNING]
         assert not lost or not plan.admitted, "admitted after a preemption"
-        assert not lost or kept, "the oldest preempted itself: it will do so again"
-        assert all(one.order < other.order for one in kept for other in lost)
+        for victim, home in lost:
+            kept = [
+                one
+                for one, its_home in before
+                if one.state is State.RUNNING and (self.pooling or its_home == home)
+            ]
+            assert kept, "the oldest preempted itself: it will do so again"
+            assert all(one.order < victim.order for one in kept)
 
     def _check_plan(self, plan: StepPlan) -> None:
         assert all(piece.count == 1 for piece in plan.decodes)
         for sequence in self.sequences:
-            pieces = [
-                piece for piece in (*plan.decodes, *plan.prefills) if piece.sequence is sequence
-            ]
+            pieces = [piece for piece in pieces_of(plan) if piece.sequence is sequence]
             for piece in pieces:
                 assert sequence.state is State.RUNNING
                 positions = range(piece.start, piece.start + piece.count)
@@ -248,3 +253,13 @@ class Loop:
 def instances_of(sequence: Sequence) -> list[int]:
     """Instance of each block, in token order."""
     return [place.instance for place in sequence.table.places]
+
+
+def pieces_of(plan: StepPlan) -> tuple[Piece, ...]:
+    """List what a step computes."""
+    return (*plan.decodes, *plan.prefills)
+
+
+def is_prefilled(sequence: Sequence) -> bool:
+    """Say whether a sequence's whole prompt is computed."""
+    return sequence.num_computed >= sequence.prompt_len

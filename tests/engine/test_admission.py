@@ -61,6 +61,14 @@ def test_a_bad_word_that_is_too_long_is_refused_before_the_queue() -> None:
         admission.check(make_request(3, bad_words=["bad words"]))
 
 
+def test_a_bad_word_whose_tokens_the_model_lacks_is_refused() -> None:
+    admission = make_admission(tokenizer=byte_tokenizer(), model=model_config(vocab_size=40))
+
+    message = r"bad_words have token id \d+, the model has 0\.\.39"
+    with pytest.raises(RequestError, match=message):
+        admission.check(make_request(3, bad_words=["a"]))
+
+
 def test_a_prompt_as_long_as_the_model_leaves_no_room_for_a_token() -> None:
     admission = make_admission(num_blocks=100)
 
@@ -212,3 +220,11 @@ def test_end_tokens_stop_unless_ignored_and_stop_tokens_always() -> None:
     assert stop_ids() == {EOS}
     assert stop_ids(stop_token_ids=[4]) == {EOS, 4}
     assert stop_ids(stop_token_ids=[4], ignore_eos=True) == {4}
+
+
+def test_end_tokens_that_the_model_lacks_are_left_out() -> None:
+    admission = make_admission(model=model_config(eos_token_ids=(3, VOCAB)))
+
+    ((sequence,),) = admission.take_in((make_request(3),), (), [])
+
+    assert sequence.stop_ids == {3}

@@ -19,10 +19,10 @@ from distkv_jax.engine.plan import (
     host_views,
 )
 from distkv_jax.engine.sampler import seed_words
-from distkv_jax.engine.scheduler import Piece, StepPlan
+from distkv_jax.engine.scheduler import StepPlan
 from distkv_jax.engine.sequence import Sequence
 from pallas_kernels.micro_attention import Row
-from tests.engine.loop import BLOCK_SIZE, Loop, instances_of
+from tests.engine.loop import BLOCK_SIZE, Loop, instances_of, is_prefilled, pieces_of
 from tests.engine.test_scheduler import SETTINGS
 
 CLASSES = ("decode", "prefill", "output")
@@ -35,7 +35,7 @@ class Tile(NamedTuple):
     sequence: Sequence
     instance: int
     position: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count: unused here)
 
 
 class Inspector:
@@ -62,7 +62,7 @@ class Inspector:
             assert encoded.num_spanning == 0
 
     def check_class(
-        self, asked: list[Tile], found: dict[tuple[int, int, int], list[Place]]
+        self, asked: list[Tile], found: dict[tuple[int, int, int], list[list[Place]]]
     ) -> None:
         """Verify that each tile reads exactly the blocks that it may see, wherever they are."""
         # Tiles of samples may be at equal positions of one instance: compare as a bag.
@@ -182,10 +182,6 @@ def held_on(sequence: Sequence, instance: int) -> list[Place]:
     return [place for place in sequence.table.held if place.instance == instance]
 
 
-def pieces_of(plan: StepPlan) -> tuple[Piece, ...]:
-    return (*plan.decodes, *plan.prefills)
-
-
 def rows_in_use(rows: np.ndarray) -> np.ndarray:
     """Cut padding off, which must come last."""
     num_used = int((rows[:, Row.COUNT] > 0).sum())
@@ -235,7 +231,7 @@ def test_every_visible_block_is_read_once_by_every_tile(kwargs: Any, data: st.Da
 def test_tiles_of_a_scattered_sequence_span(window: int | None) -> None:
     loop, inspector = make_loop(num_instances=3, num_blocks=8, policy="round_robin", window=window)
     sequence = loop.add(17, 8)[0]
-    while not sequence.is_prefilled:
+    while not is_prefilled(sequence):
         loop.step()
 
     assert len(set(instances_of(sequence))) == 3

@@ -226,34 +226,36 @@ def test_none_of_several_is_queued_when_one_is_refused() -> None:
 
 
 def test_a_failed_step_loses_no_token() -> None:
+    """Whichever step it is, also one that preempts."""
     fail_at = 0
     while True:
         serving = Serving()
-        serving.submit(request("a"), request("b", 9))
+        serving.submit(*(request(f"r{at}", 4 + at, max_tokens=12) for at in range(4)))
         serving.step(fail_at)
         serving.runner.fail = 1
         serving.run()
-        serving.runner.fail = 0
-        assert serving.tokens("a") == expected_tokens(5, 6)
-        assert serving.tokens("b") == expected_tokens(9, 6)
+        for at in range(4):
+            assert serving.tokens(f"r{at}") == expected_tokens(4 + at, 12)
         if not serving.engine.stats.num_failed_steps:
             break
         assert serving.runner.num_resets == serving.engine.stats.num_failed_steps == 1
         fail_at += 1
-    assert fail_at > 6
+    assert fail_at > 12
+    assert serving.engine.stats.num_preemptions > 0
 
 
 def test_steps_that_keep_failing_end_what_ran_with_the_cause_and_the_next_is_served() -> None:
     serving = Serving(make_engine(max_step_failures=2, max_num_seqs=1))
     serving.submit(request("a"), request("b"))
     serving.step(2)
-    serving.runner.fail = 3
+    # Three for the first, and one for the second, which starts with patience of its own.
+    serving.runner.fail = 4
     serving.run()
 
     assert serving.reasons("a") == ["error"]
     assert serving.outputs["a"].error == "steps kept failing: a device burnt down"
     assert serving.tokens("b") == expected_tokens(5, 6)
-    assert serving.engine.stats.num_failed_steps == 3
+    assert serving.engine.stats.num_failed_steps == 4
 
 
 def test_failures_in_between_do_not_add_up() -> None:
@@ -274,7 +276,9 @@ def test_a_step_that_can_bring_nothing_is_a_broken_promise() -> None:
     for rmanager in engine.coordinator.rmanagers:
         rmanager.lendable = lambda home: 0
 
-    with pytest.raises(InvariantError, match="nothing can run: 1 waiting, 0 running, 8 blocks"):
+    with pytest.raises(
+        InvariantError, match="nothing can run: 0 waiting, 1 running, 8 blocks free"
+    ):
         engine.step()
 
 

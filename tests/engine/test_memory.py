@@ -1,5 +1,7 @@
 """Pools are updated in place, a step needs less than one layer's pool, and sizes add up."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,12 @@ from tests.engine.builders import CONFIG, make_runner
 
 # 2048 blocks of 16 tokens: 32k tokens, 2 MiB in each of three layers of this small model.
 NUM_BLOCKS, BLOCK_SIZE = 2048, 16
+
+
+def make_shape(instances: int) -> PlanShape:
+    return PlanShape(
+        decode_rows=4, prefill_tiles=0, spanning=False, tile=8, entries=32, instances=instances
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,6 +38,7 @@ def test_pools_are_aliased_and_temporaries_smaller_than_one_layers_pool(
     )
 
     memory = runner.program(shape).memory_analysis()
+    assert memory is not None
 
     block_bytes = runner.pool.block_bytes // tensor
     assert memory.alias_size_in_bytes >= NUM_BLOCKS * block_bytes
@@ -37,11 +46,22 @@ def test_pools_are_aliased_and_temporaries_smaller_than_one_layers_pool(
     assert runner.temporary_bytes(shape) == memory.temp_size_in_bytes
 
 
+def test_a_backend_that_cannot_say_what_a_step_needs_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = make_runner()
+    silent = types.SimpleNamespace(memory_analysis=lambda: None)
+    monkeypatch.setattr(runner, "program", lambda shape: silent)
+
+    with pytest.raises(
+        ConfigError, match="this backend does not say what a step needs, num_blocks must be given"
+    ):
+        runner.temporary_bytes(make_shape(1))
+
+
 def test_a_step_leaves_the_pools_where_they_were() -> None:
     runner = make_runner(2)
-    shape = PlanShape(
-        decode_rows=4, prefill_tiles=0, spanning=False, tile=8, entries=32, instances=2
-    )
+    shape = make_shape(2)
     runner.warm_up([shape])
     before = addresses(runner._pools)
     runner.warm_up([shape])

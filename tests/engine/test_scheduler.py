@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 
 from distkv_jax.engine.config import Placement
+from distkv_jax.engine.encode import Encoded
+from distkv_jax.engine.scheduler import StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, State
-from tests.engine.loop import BLOCK_SIZE, Loop, instances_of
+from tests.engine.loop import BLOCK_SIZE, Loop, instances_of, is_prefilled, pieces_of
 
 
 def run_until_prefilled(loop: Loop, sequence: Sequence) -> None:
-    while not sequence.is_prefilled:
+    while not is_prefilled(sequence):
         loop.step()
 
 
@@ -92,13 +94,30 @@ def test_the_victim_is_the_latest_arrival() -> None:
     assert oldest.state is middle.state is State.RUNNING
 
 
+def test_without_pooling_the_victim_is_one_whose_blocks_are_of_use() -> None:
+    loop = Loop(2, 4, pooling=False)
+    growing, neighbour, at_home, latest = (
+        loop.add(prompt_len, max_tokens)[0]
+        for prompt_len, max_tokens in ((5, 12), (9, 4), (5, 8), (1, 4))
+    )
+    while not loop.scheduler.num_preemptions:
+        assert [one.home for one in (growing, neighbour, at_home)] in ([-1, -1, -1], [0, 1, 0])
+        loop.step()
+
+    assert latest.home == 1
+    assert [one.state for one in (growing, neighbour, latest)] == [State.RUNNING] * 3
+    assert at_home.state is State.WAITING
+
+
 def test_nothing_is_admitted_in_a_step_with_a_preemption() -> None:
     loop = Loop(1, 6)
     for _ in range(3):
         loop.add(5, 12)
-    while not loop.scheduler.num_preemptions:
+    while True:
         (small,) = loop.add(1, 1)
         plan = loop.step()
+        if loop.scheduler.num_preemptions:
+            break
 
     # The victim left room enough for it.
     assert loop.coordinator.num_free > 0
@@ -106,20 +125,30 @@ def test_nothing_is_admitted_in_a_step_with_a_preemption() -> None:
     assert plan.admitted == ()
 
 
-def test_a_victim_waits_until_its_token_in_flight_is_read() -> None:
+def test_a_victim_is_queued_again_once_its_token_in_flight_is_read() -> None:
     loop = Loop(1, 4)
-    loop.add(5, 12)
-    victim = loop.add(6, 11)[0]
-    while not loop.scheduler.num_preemptions:
-        loop.step()
-    num_read = len(victim.output_tokens)
+    (victim,) = loop.add(3, 5)
+    loop.step()
+    loop.scheduler.preempt(victim)
 
-    # Read in the step that preempted it, since the host is one step behind.
+    assert victim.state is State.PREEMPTED
+    assert loop.scheduler.waiting == []
+    assert loop.coordinator.num_free == 4
+    loop.step()
     assert victim.state is State.WAITING
-    assert (victim.num_computed, victim.num_pending) == (0, 0)
-    assert num_read > 0
+    assert (victim.num_computed, victim.num_pending, victim.output_tokens) == (0, 0, [0])
     loop.run()
-    assert len(victim.output_tokens) == 11
+    assert len(victim.output_tokens) == 5
+
+
+def test_a_victim_with_nothing_in_flight_is_queued_at_once() -> None:
+    loop = Loop(1, 4, prefill_tiles=1)
+    (victim,) = loop.add(12, 5)
+    loop.step()
+    loop.scheduler.preempt(victim)
+
+    assert loop.scheduler.waiting == [victim]
+    loop.run()
 
 
 def test_a_cancelled_sequence_gives_everything_back_at_once() -> None:
@@ -156,7 +185,8 @@ def test_a_prompt_is_not_admitted_on_blocks_promised_to_another() -> None:
 
 
 def test_blocks_leave_the_window_and_are_free() -> None:
-    loop = Loop(1, 8, window=5)
+    window = 5
+    loop = Loop(1, 8, window=window)
     sequence = loop.add(20, 12)[0]
     run_until_prefilled(loop, sequence)
 
@@ -164,7 +194,7 @@ def test_blocks_leave_the_window_and_are_free() -> None:
     while sequence.state is not State.FINISHED:
         loop.step()
         if sequence.state is State.RUNNING:
-            oldest_seen = max(0, sequence.num_computed - 1 - loop.window + 1)
+            oldest_seen = max(0, sequence.num_computed - window)
             assert sequence.table.num_dropped == oldest_seen // BLOCK_SIZE
             most = max(most, len(sequence.table.held))
     # Five positions touch three blocks at most.
@@ -186,7 +216,7 @@ def test_a_windowed_sequence_may_be_longer_than_the_pool() -> None:
 def test_siblings_share_the_parents_full_prompt_blocks() -> None:
     loop = Loop(2, 12)
     parent, *siblings = loop.add(10, 4, num_samples=3)
-    while not all(sibling.is_prefilled for sibling in siblings):
+    while not all(is_prefilled(sibling) for sibling in siblings):
         loop.step()
 
     for sibling in siblings:
@@ -199,7 +229,7 @@ def test_siblings_share_the_parents_full_prompt_blocks() -> None:
 def test_a_prompt_of_whole_blocks_leaves_one_token_to_compute() -> None:
     loop = Loop(1, 12)
     parent, sibling = loop.add(8, 4, num_samples=2)
-    while not sibling.is_prefilled:
+    while not is_prefilled(sibling):
         loop.step()
 
     assert sibling.table.places[0] == parent.table.places[0]
@@ -273,7 +303,7 @@ def test_every_prompt_position_but_the_last_is_scored_once() -> None:
     loop = Loop(2, 12, prefill_tiles=1)
     sequence = loop.add(11, 3, prompt_logprobs=0)[0]
     scored: list[int] = []
-    while not sequence.is_prefilled:
+    while not is_prefilled(sequence):
         for piece in loop.step().prefills:
             scored += range(piece.start, piece.start + piece.scores)
 
@@ -311,13 +341,20 @@ def test_an_instance_without_budget_is_no_reason_to_preempt() -> None:
 
 
 def test_shared_blocks_never_overfill_the_block_lists() -> None:
-    # The lists have room for twice the pool; each sample lists the shared blocks again.
-    loop = Loop(1, 16, num_slots=16)
-    loop.add(16 * 3 + 1, 8, num_samples=12)
-    for _ in range(4):
-        loop.add(8, 2)
-    while loop.has_work:
-        plan = loop.step()
-        pieces = (*plan.decodes, *plan.prefills)
-        tables = {id(piece.sequence): piece.sequence.table for piece in pieces}.values()
-        assert sum(len(table.held) for table in tables) <= loop.shapes.entries
+    # The lists have room for twice the pool, and each sample lists the shared blocks again: six
+    # samples of four shared blocks and one of their own leave room for two of the six free ones.
+    counts = []
+
+    def count(plan: StepPlan, encoded: Encoded) -> None:
+        tables = {id(piece.sequence): piece.sequence.table for piece in pieces_of(plan)}
+        counts.append(sum(len(table.held) for table in tables.values()))
+
+    loop = Loop(1, 16, num_slots=7, prefill_tiles=8, inspect=count)
+    loop.add(17, 4, num_samples=6)
+    loop.step()
+    (late,) = loop.add(24, 2)
+    loop.step()
+
+    assert late.num_computed == 2 * BLOCK_SIZE
+    assert counts == [30, 32]
+    loop.run()

@@ -326,7 +326,7 @@ def test_a_submission_that_is_taken_back_is_not_made(
 def test_close_on_the_engines_own_thread_does_not_wait_for_itself(
     thread: EngineThread,
 ) -> None:
-    within_time(lambda: thread.call(lambda _: thread.close()))
+    assert within_time(lambda: thread.call(lambda _: thread.close())) is None
 
     with pytest.raises(EngineStopped, match="it was closed"):
         thread.call(str)

@@ -65,8 +65,9 @@ def test_every_form_of_a_prompt_is_the_same_prompt(llm: LLM, prompt: Any) -> Non
     assert output.prompt == (PROMPT if "Once" in str(prompt) else None)
     assert output.outputs[0].token_ids == run(llm).token_ids
     assert output.finished and output.error is None
-    assert output.metrics.arrival_time <= output.metrics.first_token_time
-    assert output.metrics.first_token_time <= output.metrics.finished_time
+    metrics = output.metrics
+    assert metrics.first_token_time is not None and metrics.finished_time is not None
+    assert metrics.arrival_time <= metrics.first_token_time <= metrics.finished_time
 
 
 def test_outputs_are_in_the_order_of_the_prompts(llm: LLM) -> None:
@@ -106,13 +107,16 @@ def test_samples_differ_and_compute_the_shared_prompt_once(llm: LLM) -> None:
     before = llm.stats().num_computed_tokens
     most_held = 0
     params = SamplingParams(n=n, seed=5, max_tokens=max_tokens, ignore_eos=True)
+    outputs = []
     for output in llm.stream(prompt, params):
-        samples = [one.token_ids for one in output.outputs]
-        if max(map(len, samples)) < max_tokens:
+        outputs.append(output)
+        if max(len(one.token_ids) for one in output.outputs) < max_tokens:
             most_held = max(most_held, sum(usage.held for usage in llm.pool().usage))
 
-    assert [one.index for one in output.outputs] == list(range(n))
-    assert len({tuple(tokens) for tokens in samples}) == n
+    assert outputs[-1].num_cached_tokens == 64
+    samples = outputs[-1].outputs
+    assert [one.index for one in samples] == list(range(n))
+    assert len({tuple(one.token_ids) for one in samples}) == n
     # 64 tokens are 8 full blocks; the last prompt token, and the output, are each sample's own.
     assert llm.stats().num_computed_tokens - before == 64 + n + n * (max_tokens - 1)
     assert 8 < most_held <= 8 + n
@@ -333,13 +337,14 @@ def test_blocks_leave_the_window_and_longer_requests_than_the_pool_are_served(
     with np.load(GOLDEN / "mistral_window.npz") as golden:
         prompt, expected = golden["prompt_2"].tolist(), golden["greedy_2"].tolist()
     params = SamplingParams(temperature=0, max_tokens=len(expected), ignore_eos=True)
-    held = []
+    held, tokens = [], []
     for output in window_llm.stream(prompt, params):
+        tokens = output.outputs[0].token_ids
         if not output.finished:
             held.append(window_llm.pool().usage[0].held)
 
     assert len(prompt) + len(expected) > window_llm.capacity.mesh_tokens
-    assert output.outputs[0].token_ids == expected
+    assert tokens == expected
     # Two blocks that the window covers in part, what lies between, and the one being filled.
     assert 0 < max(held) <= 4
     assert window_llm.pool().usage[0].held == 0

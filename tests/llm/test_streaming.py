@@ -171,7 +171,13 @@ def test_a_bad_async_request_is_refused_in_the_task(llm: LLM) -> None:
         asyncio.run(collect(llm, ""))
 
 
-def test_chat_is_generate_on_what_the_template_writes(llm: LLM) -> None:
+def test_chat_is_generate_on_what_the_template_writes(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing before it, though the tokenizer puts a token before a text."""
+    tokenizer = Tokenizer.from_folder(write_text_checkpoint(tmp_path, add_bos=True))
+    assert tokenizer is not None and tokenizer.encode("a") == [1, *ids_of("a")]
+    monkeypatch.setattr(llm, "_tokenizer", tokenizer)
     one = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     other = [{"role": "user", "content": "Bye"}]
 

@@ -20,7 +20,11 @@ MAX_TOKENS = 7
 
 
 def write_text_checkpoint(
-    folder: Path, case: str = "llama3_gqa_tied", template: str | None = TEMPLATE
+    folder: Path,
+    case: str = "llama3_gqa_tied",
+    *,
+    template: str | None = TEMPLATE,
+    add_bos: bool = False,
 ) -> Path:
     """Copy a golden checkpoint to `folder`, and give it a tokenizer and perhaps a chat template."""
     assert len(TEXTS) == VOCAB
@@ -30,7 +34,9 @@ def write_text_checkpoint(
     inner.add_special_tokens(list(SPECIAL))
     inner.decoder = decoders.Fuse()
     inner.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
+    settings: dict[str, object] = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
+    if add_bos:
+        settings["add_bos_token"] = True
     if template is not None:
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import distkv_jax.models
 from distkv_jax.errors import ConfigError
 from distkv_jax.models.model_folder import find_model, read_config, read_sampling_defaults
 from tests.models.builders import GOLDEN, copy_checkpoint
@@ -14,6 +15,15 @@ def test_an_unknown_name_lists_what_was_looked_for():
         find_model("org/model-7b")
     with pytest.raises(ConfigError, match=r"packaged models \(tiny\); models are not downloaded"):
         find_model("org/model-7b")
+
+
+def test_a_packaged_name_is_the_packages_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert find_model("tiny") == Path(distkv_jax.models.__file__).parent / "tiny"
+    with pytest.raises(ConfigError, match="tiny has no config.json"):
+        find_model("./tiny")
 
 
 def test_a_file_is_not_a_model():

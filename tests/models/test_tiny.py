@@ -27,7 +27,7 @@ FILES = (
     "tokenizer_config.json",
 )
 
-# Held out of training: Persuasion and Exodus, each the chapter that `hold_out` chose.
+# The beginnings of chapters that were held out of training.
 HELD_OUT = {
     "Pride and Prejudice": (
         '"I hope, my dear," said Mr. Bennet to his wife, as they were at breakfast the next '
@@ -47,8 +47,8 @@ HELD_OUT = {
         "place: there shall no leavened bread be eaten.\nThis day came ye out in the month Abib."
     ),
 }
-# Measured: see the model's README for its whole held-out text. An untrained model needs 3.2.
-MOST_BITS_PER_BYTE = {"Pride and Prejudice": 2.0, "Exodus": 2.0}
+# A tenth above what was measured. An untrained model needs about 3.2.
+MOST_BITS_PER_BYTE = {"Pride and Prejudice": 1.6, "Exodus": 1.4}
 
 
 def read_json(name: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ Queries of padding and every slot that no query may see are NaN in all cases.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Span(NamedTuple):
     """Queries of one sequence, and which of the sequence's blocks are here (None: all)."""
 
     position: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count: unused here)
     blocks: tuple[int, ...] | None = None
 
 
@@ -129,7 +129,10 @@ def compiled(implementation: str, options: Options) -> Callable[..., Partial]:
     )
 
 
-def run(implementation: str, case: Case, options: Options = Options()) -> Partial:
+PLAIN = Options()
+
+
+def run(implementation: str, case: Case, options: Options = PLAIN) -> Partial:
     """Call an implementation."""
     return compiled(implementation, options)(*(jnp.asarray(array) for array in case.arrays))
 
@@ -163,7 +166,7 @@ def test_every_group_size_equals_the_reference(
 ) -> None:
     case = make_case(spans, tile=tile, heads=heads)
 
-    check(run(implementation, case), case, Options(), rtol=1e-5, atol=1e-5)
+    check(run(implementation, case), case, PLAIN, rtol=1e-5, atol=1e-5)
 
 
 @parametrize_implementation
@@ -174,7 +177,7 @@ def test_blocks_and_tiles_may_be_anywhere(
 ) -> None:
     case = make_case(spans, tile=tile, heads=(2, 1), seed=seed)
 
-    check(run(implementation, case), case, Options(), rtol=1e-5, atol=1e-5)
+    check(run(implementation, case), case, PLAIN, rtol=1e-5, atol=1e-5)
 
 
 @parametrize_implementation
@@ -210,7 +213,7 @@ def test_bfloat16_loses_no_more_than_its_rounding(
 
     # Weights and output are each rounded once, by at most 2^-9 of values up to 4; everything else
     # is float32. Statistics kept in bfloat16 would be wrong by some 2^-6 in the lse.
-    check(run(implementation, case), case, Options(), rtol=1e-5, atol=2 * 4 * 2**-9)
+    check(run(implementation, case), case, PLAIN, rtol=1e-5, atol=2 * 4 * 2**-9)
 
 
 @parametrize_implementation
@@ -222,7 +225,7 @@ def test_scores_of_any_size_neither_overflow_nor_vanish(
     case = dataclasses.replace(case, q=case.q * 1000)
 
     # exp(1000) is infinite and exp(-1000) zero in any float; scores of 1000 carry 6e-5 of rounding.
-    check(run(implementation, case), case, Options(), rtol=1e-3, atol=1e-3)
+    check(run(implementation, case), case, PLAIN, rtol=1e-3, atol=1e-3)
 
 
 @parametrize_implementation
@@ -265,7 +268,7 @@ def test_the_default_implementation_is_a_known_one() -> None:
     case = make_case(DECODE, tile=1, heads=(2, 1))
 
     arrays = [jnp.asarray(array) for array in case.arrays]
-    check(micro_attention(*arrays, scale=SCALE), case, Options(), rtol=1e-5, atol=1e-5)
+    check(micro_attention(*arrays, scale=SCALE), case, PLAIN, rtol=1e-5, atol=1e-5)
 
 
 def zeros(*shape: int, dtype: type = np.float32) -> Array:
@@ -284,8 +287,8 @@ def zeros(*shape: int, dtype: type = np.float32) -> Array:
     ],
     ids=["parts", "heads", "head_dim", "lists", "columns", "window"],
 )
-def test_shapes_that_cannot_work_are_refused(change: dict[str, Array], message: str) -> None:
-    good = {
+def test_shapes_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {
         "q": zeros(3, 1, 4, 8),
         "pool": zeros(6, 2, 2, 4, 8),
         "block_ids": zeros(5, dtype=np.int32),
