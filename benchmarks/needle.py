@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.needle_models import NEEDLES, Needle
-from distkv_jax import LLM, RequestFailed, SamplingParams
+from distkv_jax import LLM, SamplingParams
 from distkv_jax.mesh import load_mesh_config
 
 POOL_SLACK = 1.25
@@ -104,7 +104,7 @@ def find(
         align: Moves each needle to the last position before a multiple of this; None for no move.
 
     Raises:
-        RequestFailed: The engine gave a request up.
+        RuntimeError: The engine gave a request up.
     """
     sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
     for seed, depth in enumerate(depths):
@@ -117,7 +117,7 @@ def find(
             output = next(outputs)
             seconds = time.perf_counter() - start
             if output.finished:
-                raise RequestFailed(f"no answer at depth {depth}: {output.outputs[0]}")
+                raise RuntimeError(f"no answer at depth {depth}: {output.outputs[0]}")
             blocks = llm.pool().placement[output.request_id]
         got = output.outputs[0].token_ids[0]
         num_blocks = sum(blocks.values())

@@ -35,8 +35,8 @@ KV = 2 * 2 * 2 * 8
 
 
 def mesh(**settings: Any) -> MeshConfig:
-    given: dict[str, Any] = {"name": "m", "platform": "gpu", "instance": 4, "tensor": 1}
-    return MeshConfig(**(given | {"memory_gib": 1.0} | settings))
+    given: dict[str, Any] = dict(name="m", platform="gpu", instance=4, tensor=1, memory_gib=1.0)
+    return MeshConfig(**{**given, **settings})
 
 
 def test_weights_and_kv_are_those_counted_by_hand():

@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from distkv_jax.cli.parser import build_parser
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("generate", "chat", "fit", "convert", "meshes")
 
 
@@ -38,7 +41,8 @@ def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         build_parser().parse_args(["--version"])
 
-    assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"{project['version']}\n"
 
 
 def test_stream_and_json_exclude_each_other(capsys: pytest.CaptureFixture[str]):
