@@ -206,7 +206,7 @@ class EngineThread:
 
     def _abandon(self, sink: Sink) -> None:
         """Cancel what a broken sink still waits for, and tell nobody."""
-        for request_id in [name for name, one in self._open.items() if one.sink is sink]:
+        for request_id in [name for name, one in self._open.items() if one.sink == sink]:
             self._open.pop(request_id)
             self._inbox.put(Cancel(request_id))
 

@@ -294,6 +294,31 @@ def test_who_asks_while_the_engine_fails_is_answered(
         thread.close()
 
 
+class Broken:
+    """Its method is a sink that always fails."""
+
+    def sink(self, group: list[Update]) -> None:
+        raise ValueError("nobody listens")
+
+
+def test_a_broken_sink_hears_nothing_more_its_requests_end_and_the_others_are_served(
+    engine: ScriptedEngine, thread: EngineThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b, c = (make_request(name=name) for name in "abc")
+    broken, heard = Broken(), Heard()
+    for one in (a, b):
+        thread.submit([one], broken.sink)
+    thread.submit([c], heard)
+
+    engine.script.put([Update(a, 0, (1,)), Update(c, 0, (2,))])
+
+    assert [update.request for update in heard.next()] == [c]
+    # Cancelled behind what was in the queue by then.
+    assert thread.call(lambda _: True)
+    assert thread.call(lambda _: [*engine.live]) == ["c"]
+    assert "a sink failed, its requests are cancelled" in caplog.text
+
+
 def test_a_leak_found_at_close_is_raised_and_open_requests_still_end(
     engine: ScriptedEngine, thread: EngineThread
 ) -> None:

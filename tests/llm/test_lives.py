@@ -20,7 +20,7 @@ class Compiles:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, _: float, **__: str | int) -> None:
+    def _hear(self, event: str, duration_secs: float, **_: str | int) -> None:
         self.count += event == COMPILE_EVENT
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, processors
 
 from tests.llm.engines import GOLDEN, VOCAB
 
@@ -33,10 +33,12 @@ def write_text_checkpoint(
     inner = Tokenizer(models.BPE(vocab, [], unk_token=SPECIAL[0]))
     inner.add_special_tokens(list(SPECIAL))
     inner.decoder = decoders.Fuse()
-    inner.save(str(folder / "tokenizer.json"))
-    settings: dict[str, object] = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
     if add_bos:
-        settings["add_bos_token"] = True
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{SPECIAL[1]} $A", special_tokens=[(SPECIAL[1], 1)]
+        )
+    inner.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
     if template is not None:
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -110,7 +110,7 @@ def test_chat_template_tells_messages_one_after_the_other():
 @pytest.mark.parametrize("book", HELD_OUT)
 def test_held_out_text_needs_few_bits(model: Decoder, tokenizer: Tokenizer, book: str):
     ids = np.asarray(tokenizer.encode(HELD_OUT[book]).ids, np.int32)
-    scores = np.asarray(nnx.jit(dense_logits)(model, ids), np.float64)[:-1]
+    scores = np.asarray(nnx.jit(dense_logits)(model, jnp.asarray(ids)), np.float64)[:-1]
     surprise = np.logaddexp.reduce(scores, axis=1) - scores[np.arange(len(scores)), ids[1:]]
     bits = float(surprise.sum()) / np.log(2) / len(HELD_OUT[book].encode())
 

@@ -97,9 +97,9 @@ def test_merged_parts_equal_attention_over_all_keys(
 
 
 def test_outputs_keep_their_dtype_and_are_summed_in_float32() -> None:
-    # 0.6 * 2 - 0.4 * 3 = 0; with shares or terms rounded to bfloat16 it is 2e-3.
-    outs = jnp.array([[[2.0]], [[-3.0]]], jnp.bfloat16)
-    merged = scale_reduce(outs, jnp.log(jnp.array([[0.6], [0.4]])))
+    # 0.7 * 3 - 0.3 * 7 = 0; with shares or terms rounded to bfloat16 it is 2e-2.
+    outs = jnp.array([[[3.0]], [[-7.0]]], jnp.bfloat16)
+    merged = scale_reduce(outs, jnp.log(jnp.array([[0.7], [0.3]])))
 
     assert merged.out.dtype == jnp.bfloat16
     assert merged.lse.dtype == jnp.float32

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import importlib.metadata
 import importlib.resources
 import logging
 import platform
@@ -11,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import jax
-import jaxlib
 
 TARGET = "distkv_micro_attention"
 SYMBOL = "DistkvMicroAttention"
@@ -80,7 +80,11 @@ def build(cache_folder: Path) -> Path:
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise FileNotFoundError(f"no C++ compiler found, looked for {', '.join(COMPILERS)}")
-    source = importlib.resources.files(__package__).joinpath("kernel.cc").read_text()
+    source = (
+        importlib.resources.files("pallas_kernels.micro_attention.cpu")
+        .joinpath("kernel.cc")
+        .read_text()
+    )
     library = cache_folder / f"micro_attention-{digest(source, compiler)}.so"
     if library.exists():
         return library
@@ -105,7 +109,7 @@ def digest(source: str, compiler: str) -> str:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    parts = (source, version, " ".join(flags()), jaxlib.__version__, processor())
+    parts = (source, version, " ".join(flags()), importlib.metadata.version("jaxlib"), processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
