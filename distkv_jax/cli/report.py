@@ -1,5 +1,6 @@
 """What `--stats` prints: totals, one line for each request, and the picture of the pools."""
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +44,10 @@ def print_report(
     total = sum(usage.total for usage in peak.usage)
     console.print(f"[bold]KV blocks[/] when most were held: {held:,} of {total:,}\n")
     console.print(draw_pool(peak, list(names), console.width), end="", no_wrap=True)
-    console.print(draw_legend(peak, names, console.width), end="", no_wrap=True)
+    listed = dict(itertools.islice(names.items(), MAX_REQUESTS))
+    console.print(draw_legend(peak, listed, console.width), end="", no_wrap=True)
+    if len(names) > MAX_REQUESTS:
+        console.print(f"and {len(names) - MAX_REQUESTS:,} more requests")
 
 
 def totals_table(stats: EngineStats, outputs: Sequence[RequestOutput]) -> Table:

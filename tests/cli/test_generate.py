@@ -98,6 +98,14 @@ def test_logprobs_are_listed_below_the_text(run: Run, capsys: pytest.CaptureFixt
     assert all(line.count("'") == 4 or line.count('"') for line in lines)
 
 
+def test_many_requests_are_listed_up_to_a_limit(run: Run, capsys: pytest.CaptureFixture[str]):
+    run("generate", *["3"] * 23, "--token-ids", "--max-tokens", "1", "--stats")
+    lines = capsys.readouterr().err.splitlines()
+
+    assert "and 3 more" in [line.strip() for line in lines]
+    assert "and 3 more requests" in lines
+
+
 def test_stats_end_with_a_picture_of_blocks_on_several_instances(
     capsys: pytest.CaptureFixture[str],
 ):

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-c", "import sys; from distkv_jax.cli import main; sys.exit(main())")
+# A runner in the background may have left SIGINT ignored, which children inherit.
+LISTENS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 # No such platform: whatever starts JAX's backend fails.
 NO_BACKEND = {"JAX_PLATFORMS": "none-such"}
 
@@ -55,7 +57,7 @@ def test_ctrl_c_ends_cleanly_with_130(form: tuple[str, ...]):
     flags = "--mesh cpu-2 --block-size 64 --num-blocks 64 --no-warm-up --max-num-seqs 4 --stats"
     argv = ["generate", "--token-ids", "7,8", "3", *flags.split(), *form]
     process = subprocess.Popen(
-        [*COMMAND, *argv, "--max-num-batched-tokens", "64", "--max-tokens", "none", "--ignore-eos"],
+        [*COMMAND[:2], LISTENS + COMMAND[2], *argv, "--max-num-batched-tokens", "64", "--max-tokens", "none", "--ignore-eos"],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -69,7 +69,6 @@ class Loop:
         self.num_blocks = num_blocks
         self.num_slots = num_slots
         self.window = window
-        self.pooling = pooling
         self.shapes = ShapeTable(
             max_decode_rows=num_slots,
             max_prefill_tiles=prefill_tiles,
@@ -198,7 +197,7 @@ class Loop:
             assert (sequence.key in names) == bool(blocks)
             if blocks:
                 rmanager.check_held(names[sequence.key], blocks)
-        if not self.pooling:
+        if not self.coordinator.is_pooled:
             assert {place.instance for place in held} <= {sequence.home}
 
     def _check_preemptions(self, before: list[tuple[Sequence, int]], plan: StepPlan) -> None:
@@ -209,7 +208,7 @@ class Loop:
             kept = [
                 one
                 for one, its_home in before
-                if one.state is State.RUNNING and (self.pooling or its_home == home)
+                if one.state is State.RUNNING and (self.coordinator.is_pooled or its_home == home)
             ]
             assert kept, "the oldest preempted itself: it will do so again"
             assert all(one.order < victim.order for one in kept)

@@ -47,8 +47,8 @@ HELD_OUT = {
         "place: there shall no leavened bread be eaten.\nThis day came ye out in the month Abib."
     ),
 }
-# A tenth above what was measured. An untrained model needs about 3.2.
-MOST_BITS_PER_BYTE = {"Pride and Prejudice": 1.6, "Exodus": 1.4}
+# Measured: 1.420 and 1.270. An untrained model needs about 3.2.
+MOST_BITS_PER_BYTE = {"Pride and Prejudice": 1.43, "Exodus": 1.28}
 
 
 def read_json(name: str) -> dict[str, object]:
