@@ -220,6 +220,15 @@ def test_threads_generate_at_once_what_each_would_alone(llm: LLM) -> None:
     assert [output.outputs for output in found[0] + found[4]] == expected
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """A runner in the background may have left SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_cancels_and_leaves_the_engine_usable(llm: LLM) -> None:
     waiting = threading.get_ident()
 
