@@ -202,12 +202,16 @@ class LLM:
     ) -> Generator[RequestOutput, None, None]:
         """Generate for one prompt, giving the output so far after every step.
 
-        Closing the iterator early cancels the request.
+        The request starts with the first output that is asked for. Closing the iterator early
+        cancels it.
 
         Raises:
-            RequestError: As in `generate`.
+            RequestError: As in `generate`, by this call itself.
         """
         (request,) = self._requests([prompt], sampling_params, [priority])
+        return self._stream(request)
+
+    def _stream(self, request: Request) -> Generator[RequestOutput, None, None]:
         updates: queue.SimpleQueue[list[Update]] = queue.SimpleQueue()
         output = new_output(request)
         with self._cancel_on_error([request]):
@@ -217,7 +221,7 @@ class LLM:
                     apply_update(output, update, time.monotonic())
                 yield snapshot(output)
 
-    async def generate_async(
+    def generate_async(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
     ) -> AsyncGenerator[RequestOutput, None]:
         """Stream like `stream`, without blocking the event loop.
@@ -226,6 +230,9 @@ class LLM:
             RequestError: As in `generate`.
         """
         (request,) = self._requests([prompt], sampling_params, [priority])
+        return self._stream_async(request)
+
+    async def _stream_async(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
         loop = asyncio.get_running_loop()
         updates: asyncio.Queue[list[Update]] = asyncio.Queue()
 

@@ -37,7 +37,6 @@ class Progress:
             transient=False,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._num_tokens = 0
 
     def __enter__(self) -> "Progress":
         return self

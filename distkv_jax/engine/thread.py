@@ -11,7 +11,7 @@ from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.sequence import FinishReason
-from distkv_jax.errors import EngineStopped, QueueFull, RequestError
+from distkv_jax.errors import DistKVError, EngineStopped, InvariantError, QueueFull, RequestError
 
 T = TypeVar("T")
 
@@ -120,7 +120,9 @@ class EngineThread:
             self._thread.join()
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            raise failure
+            if isinstance(failure, DistKVError):
+                raise failure
+            raise InvariantError(f"the engine failed: {failure!r}") from failure
 
     @property
     def _refusal(self) -> str:

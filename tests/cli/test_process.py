@@ -57,7 +57,16 @@ def test_ctrl_c_ends_cleanly_with_130(form: tuple[str, ...]):
     flags = "--mesh cpu-2 --block-size 64 --num-blocks 64 --no-warm-up --max-num-seqs 4 --stats"
     argv = ["generate", "--token-ids", "7,8", "3", *flags.split(), *form]
     process = subprocess.Popen(
-        [*COMMAND[:2], LISTENS + COMMAND[2], *argv, "--max-num-batched-tokens", "64", "--max-tokens", "none", "--ignore-eos"],
+        [
+            *COMMAND[:2],
+            LISTENS + COMMAND[2],
+            *argv,
+            "--max-num-batched-tokens",
+            "64",
+            "--max-tokens",
+            "none",
+            "--ignore-eos",
+        ],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
