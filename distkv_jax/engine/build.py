@@ -1,6 +1,7 @@
 """Putting an engine together from a model, a mesh and a config."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -36,7 +37,7 @@ def build_engine(
     """
     num_instances = mesh.shape[INSTANCE]
     num_blocks = config.num_blocks or size_pool(model, mesh, config)
-    pool = pool_spec(model, config, num_blocks)
+    pool = pool_spec(model, mesh, config, num_blocks)
     shapes = shape_table(config, num_instances, num_blocks)
     coordinator = Coordinator(
         num_instances, num_blocks, lend_cap=config.lend_cap, pooling=config.pooling
@@ -70,8 +71,8 @@ def build_engine(
     )
 
 
-def pool_spec(model: LoadedModel, config: EngineConfig, num_blocks: int) -> PoolSpec:
-    """The pools of a model: keys and values in the weights' dtype."""
+def pool_spec(model: LoadedModel, mesh: Mesh, config: EngineConfig, num_blocks: int) -> PoolSpec:
+    """The pools of a model on a mesh."""
     shape = model.config
     return PoolSpec(
         num_layers=shape.num_layers,
@@ -79,7 +80,7 @@ def pool_spec(model: LoadedModel, config: EngineConfig, num_blocks: int) -> Pool
         kv_heads=shape.kv_heads,
         block_size=config.block_size,
         head_dim=shape.head_dim,
-        dtype=np.dtype(weight_dtype(model)),
+        dtype=kv_dtype(config, weight_dtype(model), mesh.devices.flat[0].platform),
     )
 
 
@@ -115,7 +116,7 @@ def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: Pool
 
 def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
     """Blocks of each instance's pool: what device memory leaves, or on CPU a fixed default."""
-    one_block = pool_spec(model, config, 1)
+    one_block = pool_spec(model, mesh, config, 1)
     num_instances, tensor = mesh.shape[INSTANCE], mesh.shape[TENSOR]
     limit = device_bytes(mesh)
     if limit is None:
@@ -139,6 +140,17 @@ def device_bytes(mesh: Mesh) -> int | None:
     """Memory of each device of a mesh; None where that cannot be asked, as on CPU."""
     stats = mesh.local_devices[0].memory_stats()
     return None if stats is None else stats.get("bytes_limit")
+
+
+def kv_dtype(config: EngineConfig, weights: np.dtype, platform: str) -> np.dtype:
+    """The dtype of keys and values.
+
+    On CPU `auto` is float32 also for narrower weights: XLA:CPU widens a whole bfloat16 pool at
+    every write.
+    """
+    if config.kv_cache_dtype != "auto":
+        return jnp.dtype(config.kv_cache_dtype)
+    return np.dtype(np.float32) if platform == "cpu" else weights
 
 
 def weight_dtype(model: LoadedModel) -> np.dtype:

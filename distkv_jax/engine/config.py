@@ -8,6 +8,9 @@ from distkv_jax.errors import ConfigError
 Placement = Literal["home", "round_robin", "random"]
 """Where new blocks go: at home and then borrowed, over all instances in turn, or anywhere."""
 
+KVDtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of keys and values in the pools: a dtype, or what suits weights and platform."""
+
 SchedulingPolicy = Literal["fcfs", "priority"]
 """The order of waiting requests: by arrival, or by priority and then arrival."""
 
@@ -21,6 +24,7 @@ class EngineConfig:
     Attributes:
         block_size: Tokens of a block; a power of two.
         num_blocks: Blocks of each instance's pool; None sizes the pool from device memory.
+        kv_cache_dtype: Of keys and values; `auto` is that of the weights, on CPU float32.
         device_memory_fraction: Share of device memory for weights, pools and temporaries together.
         max_model_len: Positions a sequence may have; None takes the model's.
         max_num_seqs: Sequences that run at once, over the whole mesh.
@@ -41,6 +45,7 @@ class EngineConfig:
 
     block_size: int = 64
     num_blocks: int | None = None
+    kv_cache_dtype: KVDtype = "auto"
     device_memory_fraction: float = 0.9
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -88,6 +93,7 @@ class EngineConfig:
             )
         for name, allowed in (
             ("placement", get_args(Placement)),
+            ("kv_cache_dtype", get_args(KVDtype)),
             ("scheduling_policy", get_args(SchedulingPolicy)),
         ):
             if getattr(self, name) not in allowed:

@@ -87,7 +87,8 @@ class Runner:
         self.num_slots = num_slots
         self.vocab_size = config.vocab_size
         self._graphdef = graphdef
-        self._params = params
+        # As a list: flattening a State of modules at every call costs the host milliseconds.
+        self._params, self._params_tree = jax.tree.flatten(params)
         self._options = StepOptions(
             scale=config.head_dim**-0.5,
             window=config.sliding_window,
@@ -219,7 +220,7 @@ class Runner:
         return Encoded(shape, buffer, (), 0, 0)
 
     def _compile(self, shape: PlanShape) -> None:
-        step = make_step(self._graphdef, shape, self.mesh, self._options)
+        step = make_step(self._graphdef, self._params_tree, shape, self.mesh, self._options)
         buffer = jax.ShapeDtypeStruct(
             (shape.instances, buffer_size(shape)),
             np.int32,

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTreeDef
 
 from distkv_jax.attention import BlockLists, TileClass, dist_attention, write_kv
 from distkv_jax.engine.plan import (
@@ -61,11 +61,18 @@ class StepOptions(NamedTuple):
 
 
 def make_step(
-    graphdef: nnx.GraphDef[Decoder], shape: PlanShape, mesh: Mesh, options: StepOptions
-) -> Callable[[nnx.State, Pools, SamplerState, Int[Array, "instances words"]], StepResult]:
-    """Build the function of a step; jit it with the pools and the state donated."""
+    graphdef: nnx.GraphDef[Decoder],
+    params_tree: PyTreeDef,
+    shape: PlanShape,
+    mesh: Mesh,
+    options: StepOptions,
+) -> Callable[[list[Array], Pools, SamplerState, Int[Array, "instances words"]], StepResult]:
+    """Build the function of a step; jit it with the pools and the state donated.
+
+    The parameters are passed as the leaves of `params_tree`.
+    """
     return jax.shard_map(
-        functools.partial(instance_step, graphdef, shape, options),
+        functools.partial(instance_step, graphdef, params_tree, shape, options),
         mesh=mesh,
         in_specs=(P(), P("instance"), P(), P("instance")),
         out_specs=StepResult._make((P("instance"), P(), P(), P("instance"))),
@@ -76,16 +83,17 @@ def make_step(
 
 def instance_step(
     graphdef: nnx.GraphDef[Decoder],
+    params_tree: PyTreeDef,
     shape: PlanShape,
     options: StepOptions,
-    params: nnx.State,
+    params: list[Array],
     pools: Pools,
     state: SamplerState,
     buffer: Int[Array, "1 words"],
 ) -> StepResult:
     """Run one instance's part of a step. Donate `pools` and `state`, the results replace them."""
     plan = device_views(buffer[0], shape)
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, jax.tree.unflatten(params_tree, params))
     x = model.embed(token_ids(plan, state, shape))
     rotary = model.rotary(plan.positions)
     new_pools = []
@@ -129,7 +137,8 @@ def layer_step(
     if is_last:
         x = x[plan.output_tokens]
         rotary = jax.tree.map(lambda table: table[plan.output_tokens], rotary)
-    q = layer.q(x, rotary)
+    # Attention runs in the pool's dtype, which may be wider than that of the weights.
+    q = layer.q(x, rotary).astype(pool.dtype)
     attended = dist_attention(
         [output_class(q, plan)] if is_last else token_classes(q, plan, shape),
         pool,
@@ -139,7 +148,7 @@ def layer_step(
         implementation=options.implementation,
     )
     tokens = [out.reshape(-1, *out.shape[2:]) for out in attended]
-    return layer.finish(x, jnp.concatenate(tokens)), pool
+    return layer.finish(x, jnp.concatenate(tokens).astype(x.dtype)), pool
 
 
 def token_ids(plan: PlanArrays, state: SamplerState, shape: PlanShape) -> Int[Array, " tokens"]:
