@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -88,7 +89,8 @@ class Runner:
         self.vocab_size = config.vocab_size
         self._graphdef = graphdef
         # As a list: flattening a State of modules at every call costs the host milliseconds.
-        self._params, self._params_tree = jax.tree.flatten(params)
+        self._params, tree = jax.tree.flatten(params)
+        self._to_params = functools.partial(jax.tree.unflatten, tree)
         self._options = StepOptions(
             scale=config.head_dim**-0.5,
             window=config.sliding_window,
@@ -220,7 +222,7 @@ class Runner:
         return Encoded(shape, buffer, (), 0, 0)
 
     def _compile(self, shape: PlanShape) -> None:
-        step = make_step(self._graphdef, self._params_tree, shape, self.mesh, self._options)
+        step = make_step(self._graphdef, self._to_params, shape, self.mesh, self._options)
         buffer = jax.ShapeDtypeStruct(
             (shape.instances, buffer_size(shape)),
             np.int32,

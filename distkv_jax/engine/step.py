@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PyTreeDef
+from jaxtyping import Array, Float, Int
 
 from distkv_jax.attention import BlockLists, TileClass, dist_attention, write_kv
 from distkv_jax.engine.plan import (
@@ -62,17 +62,17 @@ class StepOptions(NamedTuple):
 
 def make_step(
     graphdef: nnx.GraphDef[Decoder],
-    params_tree: PyTreeDef,
+    to_params: Callable[[list[Array]], nnx.State],
     shape: PlanShape,
     mesh: Mesh,
     options: StepOptions,
 ) -> Callable[[list[Array], Pools, SamplerState, Int[Array, "instances words"]], StepResult]:
     """Build the function of a step; jit it with the pools and the state donated.
 
-    The parameters are passed as the leaves of `params_tree`.
+    The parameters are passed as the leaves that `to_params` puts together.
     """
     return jax.shard_map(
-        functools.partial(instance_step, graphdef, params_tree, shape, options),
+        functools.partial(instance_step, graphdef, to_params, shape, options),
         mesh=mesh,
         in_specs=(P(), P("instance"), P(), P("instance")),
         out_specs=StepResult._make((P("instance"), P(), P(), P("instance"))),
@@ -83,7 +83,7 @@ def make_step(
 
 def instance_step(
     graphdef: nnx.GraphDef[Decoder],
-    params_tree: PyTreeDef,
+    to_params: Callable[[list[Array]], nnx.State],
     shape: PlanShape,
     options: StepOptions,
     params: list[Array],
@@ -93,7 +93,7 @@ def instance_step(
 ) -> StepResult:
     """Run one instance's part of a step. Donate `pools` and `state`, the results replace them."""
     plan = device_views(buffer[0], shape)
-    model = nnx.merge(graphdef, jax.tree.unflatten(params_tree, params))
+    model = nnx.merge(graphdef, to_params(params))
     x = model.embed(token_ids(plan, state, shape))
     rotary = model.rotary(plan.positions)
     new_pools = []
