@@ -2,12 +2,18 @@
 
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
 from distkv_jax.mesh import load_mesh_config, make_mesh
 
 ROOT = Path(__file__).parents[1]
+
+# The gate tries the same examples each time: a change is judged by itself. To search further, run
+# with `--hypothesis-profile=default`.
+hypothesis.settings.register_profile("gate", derandomize=True)
+hypothesis.settings.load_profile("gate")
 
 
 def pytest_configure() -> None:

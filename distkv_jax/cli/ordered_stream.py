@@ -27,16 +27,16 @@ async def print_streams(
     has_news = asyncio.Event()
 
     async def follow(position: int) -> None:
-        stream = llm.generate_async(prompts[position], params)
-        async with contextlib.aclosing(stream) as outputs:
-            try:
+        try:
+            stream = llm.generate_async(prompts[position], params)
+            async with contextlib.aclosing(stream) as outputs:
                 async for output in outputs:
                     latest[position] = output
                     has_news.set()
-            except DistKVError as error:
-                if len(prompts) > 1:
-                    error.add_note(f"in prompt {position} of {len(prompts)}")
-                raise
+        except DistKVError as error:
+            if len(prompts) > 1:
+                error.add_note(f"in prompt {position} of {len(prompts)}")
+            raise
 
     async def show() -> None:
         for position in range(len(prompts)):
