@@ -4,7 +4,6 @@ from pathlib import Path
 
 import hypothesis
 import jax
-import pytest
 
 from distkv_jax.mesh import load_mesh_config, make_mesh
 
@@ -34,12 +33,3 @@ def pytest_sessionstart() -> None:
     from pallas_kernels.micro_attention import cpu
 
     cpu.load(ROOT / ".cache" / "kernels")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need an accelerator where there is none."""
-    if jax.default_backend() != "cpu":
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
