@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from distkv_jax.attention.wire import pack, unpack
+from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.micro_attention import Partial, micro_attention
 from pallas_kernels.scale_reduce import scale_reduce
 
@@ -46,7 +47,7 @@ class BlockLists(NamedTuple):
 
 def dist_attention(
     classes: Sequence[TileClass],
-    pool: Float[Array, "blocks 2 kv_heads block_size head_dim"],
+    pool: KVPool,
     lists: BlockLists,
     *,
     scale: float,
@@ -74,7 +75,7 @@ def dist_attention(
     heads = P(None, None, "tensor")
 
     def island(
-        classes: tuple[TileClass, ...], pool: Array, lists: BlockLists
+        classes: tuple[TileClass, ...], pool: KVPool, lists: BlockLists
     ) -> tuple[Float[Array, "tiles tile q_heads head_dim"], ...]:
         def micro(q: Array, rows: Array) -> Partial:
             return micro_attention(

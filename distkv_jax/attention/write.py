@@ -4,16 +4,17 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.kv_write import kv_write
 
 
 def write_kv(
-    pool: Float[Array, "blocks 2 kv_heads block_size head_dim"],
+    pool: KVPool,
     k: Float[Array, "tokens kv_heads head_dim"],
     v: Float[Array, "tokens kv_heads head_dim"],
     blocks: Int[Array, " tokens"],
     slots: Int[Array, " tokens"],
-) -> Float[Array, "blocks 2 kv_heads block_size head_dim"]:
+) -> KVPool:
     """Write where the tokens were computed. Donate the pool, the result replaces it.
 
     Manual over `tensor`, so that every device writes its own heads and nothing is exchanged.

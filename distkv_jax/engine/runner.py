@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -22,6 +21,7 @@ from distkv_jax.engine.step import Pools, StepOptions, make_step
 from distkv_jax.errors import ConfigError, StepFailed
 from distkv_jax.mesh import INSTANCE, TENSOR, sharding
 from distkv_jax.models.config import ModelConfig
+from pallas_kernels.kv_pool import SCALE_BYTES, empty_pool, is_quantised
 
 Progress = Callable[[int, int, str], None]
 """Told how many programs are compiled, of how many, and the last one's name."""
@@ -57,8 +57,9 @@ class PoolSpec(NamedTuple):
     @property
     def block_bytes(self) -> int:
         """Bytes of one block, all layers and heads."""
-        words = self.num_layers * 2 * self.kv_heads * self.block_size * self.head_dim
-        return words * self.dtype.itemsize
+        vectors = self.num_layers * 2 * self.kv_heads * self.block_size
+        scale = SCALE_BYTES if is_quantised(self.dtype) else 0
+        return vectors * (self.head_dim * self.dtype.itemsize + scale)
 
     def shape(self, instances: int) -> tuple[int, ...]:
         """Shape of one layer's pool over the whole mesh."""
@@ -100,7 +101,7 @@ class Runner:
         self._programs: dict[PlanShape, jax.stages.Compiled] = {}
         shape, dtype = pool.shape(self.num_instances), pool.dtype
         self._make_pool = jax.jit(
-            lambda: jnp.zeros(shape, dtype), out_shardings=sharding(mesh, INSTANCE, None, TENSOR)
+            lambda: empty_pool(shape, dtype), out_shardings=sharding(mesh, INSTANCE, None, TENSOR)
         )
         self._make_state = jax.jit(
             lambda: empty_state(num_slots, config.vocab_size), out_shardings=sharding(mesh)
@@ -119,7 +120,7 @@ class Runner:
 
     def reset(self) -> None:
         """Let pools and sampler state go; the next step makes new ones, never beside the old."""
-        for array in (*self._pools, *self._state):
+        for array in jax.tree.leaves((self._pools, self._state)):
             array.delete()
         self._is_lost = True
 

@@ -30,8 +30,9 @@ from distkv_jax.engine.sampler_state import SamplerState, commit
 from distkv_jax.engine.shapes import PlanShape
 from distkv_jax.models.decoder import Decoder, DecoderLayer
 from distkv_jax.models.rotary import Rotary
+from pallas_kernels.kv_pool import KVPool, query_dtype
 
-Pools = tuple[Float[Array, "blocks 2 kv_heads block_size head_dim"], ...]
+Pools = tuple[KVPool, ...]
 """One pool per layer."""
 
 
@@ -124,21 +125,21 @@ def layer_step(
     params: nnx.State,
     x: Float[Array, "tokens hidden"],
     rotary: Rotary,
-    pool: Float[Array, "blocks 2 kv_heads block_size head_dim"],
+    pool: KVPool,
     plan: PlanArrays,
-) -> tuple[Float[Array, "rows hidden"], Float[Array, "blocks 2 kv_heads block_size head_dim"]]:
+) -> tuple[Float[Array, "rows hidden"], KVPool]:
     """Run one layer: write K and V, attend, finish. In the last one only output rows are queries.
 
     Jitted by itself because all layers but the last have the same shapes: they are traced once.
     """
     layer = nnx.merge(graphdef, params)
     k, v = layer.kv(x, rotary)
-    pool = write_kv(pool, k, v, plan.blocks, plan.positions % pool.shape[3])
+    pool = write_kv(pool, k, v, plan.blocks, plan.positions % pool.block_size)
     if is_last:
         x = x[plan.output_tokens]
         rotary = jax.tree.map(lambda table: table[plan.output_tokens], rotary)
-    # Attention runs in the pool's dtype, which may be wider than that of the weights.
-    q = layer.q(x, rotary).astype(pool.dtype)
+    q = layer.q(x, rotary)
+    q = q.astype(query_dtype(q.dtype, pool.data.dtype))
     attended = dist_attention(
         [output_class(q, plan)] if is_last else token_classes(q, plan, shape),
         pool,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.micro_attention.contract import Row, check_shapes
 from pallas_kernels.micro_attention.cpu import micro_attention_cpu
 from pallas_kernels.micro_attention.partial import Partial
@@ -17,7 +18,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Partial]] = {
 
 def micro_attention(
     q: Float[Array, "tiles tile q_heads head_dim"],
-    pool: Float[Array, "blocks 2 kv_heads block_size head_dim"],
+    pool: KVPool,
     block_ids: Int[Array, " entries"],
     block_starts: Int[Array, " entries"],
     rows: Int[Array, "rows 5"],

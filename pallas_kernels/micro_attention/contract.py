@@ -6,19 +6,22 @@ that a plan stays O(blocks + tokens).
 
 | array | shape | meaning |
 |---|---|---|
-| q | tiles, tile, q_heads, head_dim | queries |
-| pool | blocks, 2, kv_heads, block_size, head_dim | K (0) and V (1) of every block |
+| q | tiles, tile, q_heads, head_dim | queries, at least as wide as plain data |
+| pool.data | blocks, 2, kv_heads, block_size, head_dim | K (0) and V (1) of every block |
+| pool.scales | blocks, 2, kv_heads, block_size | factors of quantised data, else None |
 | block_ids | entries | blocks of the pool, each sequence's in token order |
 | block_starts | entries | position of the first token of that block |
 | rows | rows, 5 | which tile, over which entries, at which positions: see `Row` |
 
-K and V of a block lie side by side, so one transfer brings both for all heads; each head's keys are
-one contiguous matrix, which is what matrix units want.
+Slots that no query may see, their scales, queries past a tile's count and blocks that no row in use
+names can hold anything, NaN included, and must not reach a result.
 """
 
 import enum
 
 from jaxtyping import Array, Float, Int
+
+from pallas_kernels.kv_pool import KVPool, is_quantised, query_dtype
 
 
 class Row(enum.IntEnum):
@@ -38,7 +41,7 @@ class Row(enum.IntEnum):
 
 def check_shapes(
     q: Float[Array, "tiles tile q_heads head_dim"],
-    pool: Float[Array, "blocks parts kv_heads block_size pool_head_dim"],
+    pool: KVPool,
     block_ids: Int[Array, " entries"],
     block_starts: Int[Array, " starts"],
     rows: Int[Array, "rows columns"],
@@ -51,13 +54,26 @@ def check_shapes(
         ValueError: The first rule that is broken, with the sizes.
     """
     q_heads, head_dim = q.shape[2:]
-    parts, kv_heads, _, pool_head_dim = pool.shape[1:]
+    parts, kv_heads, _, pool_head_dim = pool.data.shape[1:]
     if parts != 2:
         raise ValueError(f"pool has {parts} parts a block, expected 2 (K and V)")
     if q_heads % kv_heads:
         raise ValueError(f"q_heads={q_heads} must be a multiple of kv_heads={kv_heads}")
     if head_dim != pool_head_dim:
         raise ValueError(f"q has head_dim={head_dim}, pool has head_dim={pool_head_dim}")
+    if is_quantised(pool.data.dtype) != (pool.scales is not None):
+        raise ValueError(
+            f"pool of {pool.data.dtype} has {'no ' if pool.scales is None else ''}scales, "
+            "expected them with int8 and float8_e4m3fn only"
+        )
+    if query_dtype(q.dtype, pool.data.dtype) != q.dtype:
+        raise ValueError(
+            f"q is {q.dtype}, expected at least as wide as the pool's {pool.data.dtype}"
+        )
+    if pool.scales is not None and pool.scales.shape != pool.data.shape[:-1]:
+        raise ValueError(
+            f"pool has scales of shape {pool.scales.shape}, expected {pool.data.shape[:-1]}"
+        )
     if block_ids.shape != block_starts.shape:
         raise ValueError(f"{block_ids.shape[0]} block_ids, {block_starts.shape[0]} block_starts")
     if rows.shape[1] != len(Row):

@@ -3,12 +3,13 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.micro_attention.contract import Row
 
 
 def micro_attention_reference(
     q: Float[np.ndarray, "tiles tile q_heads head_dim"],
-    pool: Float[np.ndarray, "blocks 2 kv_heads block_size head_dim"],
+    pool: KVPool,
     block_ids: Int[np.ndarray, " entries"],
     block_starts: Int[np.ndarray, " entries"],
     rows: Int[np.ndarray, "rows 5"],
@@ -25,7 +26,10 @@ def micro_attention_reference(
         The normalised output and the natural log-sum-exp of each query; (0, -inf) if it saw none.
     """
     tiles, tile, q_heads, head_dim = q.shape
-    kv_heads, block_size = pool.shape[2:4]
+    kv_heads, block_size = pool.data.shape[2:4]
+    numbers = np.asarray(pool.data).astype(np.float64)
+    if pool.scales is not None:
+        numbers *= np.asarray(pool.scales, np.float64)[..., None]
     out = np.zeros((tiles, tile, q_heads, head_dim))
     lse = np.full((tiles, tile, q_heads), -np.inf)
     for row in rows:
@@ -42,10 +46,8 @@ def micro_attention_reference(
                 continue
             for head in range(q_heads):
                 kv_head = head // (q_heads // kv_heads)
-                keys = np.array([pool[block, 0, kv_head, slot] for block, slot in seen], np.float64)
-                values = np.array(
-                    [pool[block, 1, kv_head, slot] for block, slot in seen], np.float64
-                )
+                keys = np.array([numbers[block, 0, kv_head, slot] for block, slot in seen])
+                values = np.array([numbers[block, 1, kv_head, slot] for block, slot in seen])
                 scores = keys @ q[row[Row.TILE], token, head].astype(np.float64) * scale
                 if soft_cap is not None:
                     scores = soft_cap * np.tanh(scores / soft_cap)

@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
+from pallas_kernels.kv_pool import KVPool, is_quantised, quantise
 from pallas_kernels.micro_attention import IMPLEMENTATIONS, Partial, Row, micro_attention
 from pallas_kernels.micro_attention.contract import check_shapes
 from pallas_kernels.micro_attention.reference import micro_attention_reference
+from tests.pallas_kernels.implementations import TESTED
 
-BLOCK_SIZE = 4
-HEAD_DIM = 8
 NUM_BLOCKS = 48
 NUM_ENTRIES = 64
 TILES = 9
 ROWS = 9
-SCALE = HEAD_DIM**-0.5
+SCALE = 8**-0.5
+QUANTISED = (np.dtype(np.int8), np.dtype(jnp.float8_e4m3fn))
 
 
 class Options(NamedTuple):
@@ -35,11 +36,20 @@ class Options(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Queries of one sequence, and which of the sequence's blocks are here (None: all)."""
+    """Queries of one sequence, and which of the sequence's blocks are here (None: all).
+
+    The first query is at `position` if blocks have 4 tokens; with larger ones it lies as far into
+    its block, counted from the block's nearer end.
+    """
 
     position: int
     count: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.count: unused here)
     blocks: tuple[int, ...] | None = None
+
+    def first(self, block_size: int) -> int:
+        """Position of the first query."""
+        block, slot = divmod(self.position, 4)
+        return block * block_size + (slot if slot < 2 else block_size - 4 + slot)
 
 
 # Lengths of 1, a block, a block + 1 and many; then one whose blocks are half elsewhere, and one
@@ -61,13 +71,13 @@ class Case:
     """The arrays of one call."""
 
     q: np.ndarray
-    pool: np.ndarray
+    pool: KVPool
     block_ids: np.ndarray
     block_starts: np.ndarray
     rows: np.ndarray
 
     @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> tuple[Any, ...]:
         """In the order of the parameters."""
         return self.q, self.pool, self.block_ids, self.block_starts, self.rows
 
@@ -78,55 +88,67 @@ class Case:
 
 
 def make_case(
+    implementation: str,
     spans: tuple[Span, ...],
     *,
     tile: int,
     heads: tuple[int, int],
     window: int | None = None,
     dtype: np.dtype | type = np.float32,
+    kv_dtype: np.dtype | type | None = None,
     seed: int = 0,
 ) -> Case:
     """Put each span's blocks anywhere in the pool and its queries in any tile; the rest is NaN."""
+    _, block_size, head_dim = TESTED[implementation]
     q_heads, kv_heads = heads
     rng = np.random.default_rng(seed)
     tiles, free = rng.permutation(TILES), list(rng.permutation(NUM_BLOCKS))
-    q = np.full((TILES, tile, q_heads, HEAD_DIM), np.nan)
-    pool = np.full((NUM_BLOCKS, 2, kv_heads, BLOCK_SIZE, HEAD_DIM), np.nan)
+    q = np.full((TILES, tile, q_heads, head_dim), np.nan)
+    pool = np.full((NUM_BLOCKS, 2, kv_heads, block_size, head_dim), np.nan)
     # Past the lists in use: a block that does not exist.
     block_ids = np.full(NUM_ENTRIES, NUM_BLOCKS, np.int32)
     block_starts = np.zeros(NUM_ENTRIES, np.int32)
     # Past the rows in use: rows that would do harm, but for their count.
     rows = np.tile(np.array([tiles[0], 0, NUM_ENTRIES, 3, 0], np.int32), (ROWS, 1))
     entry = 0
-    for row, (position, count, blocks) in enumerate(spans):
-        end, first = position + count, entry
-        for block in range(-(-end // BLOCK_SIZE)) if blocks is None else blocks:
-            block_ids[entry], block_starts[entry] = free.pop(), block * BLOCK_SIZE
-            for slot in range(BLOCK_SIZE):
-                at = block * BLOCK_SIZE + slot
+    for row, span in enumerate(spans):
+        position = span.first(block_size)
+        end, first = position + span.count, entry
+        for block in range(-(-end // block_size)) if span.blocks is None else span.blocks:
+            block_ids[entry], block_starts[entry] = free.pop(), block * block_size
+            for slot in range(block_size):
+                at = block * block_size + slot
                 if at < end and (window is None or at > position - window):
-                    shape = (2, kv_heads, HEAD_DIM)
+                    shape = (2, kv_heads, head_dim)
                     pool[block_ids[entry], :, :, slot] = rng.normal(size=shape)
             entry += 1
-        rows[row] = (tiles[row], first, entry, position, count)
-        q[tiles[row], :count] = 2 * rng.normal(size=(count, q_heads, HEAD_DIM))
+        rows[row] = (tiles[row], first, entry, position, span.count)
+        # As large at any width: scores stay within about 4.
+        shape = (span.count, q_heads, head_dim)
+        q[tiles[row], : span.count] = 2 * (8 / head_dim) ** 0.5 * rng.normal(size=shape)
     return Case(
         q=q.astype(dtype),
-        pool=pool.astype(dtype),
+        pool=make_pool(pool, np.dtype(dtype if kv_dtype is None else kv_dtype)),
         block_ids=block_ids,
         block_starts=block_starts,
         rows=rows,
     )
 
 
+def make_pool(numbers: np.ndarray, dtype: np.dtype) -> KVPool:
+    """Store K and V in a dtype; where quantised, dead slots have any data and a NaN scale."""
+    if not is_quantised(dtype):
+        return KVPool(numbers.astype(dtype))  # pyright: ignore[reportArgumentType] (NumPy's)
+    is_dead = np.isnan(numbers[..., 0])
+    data, scales = quantise(jnp.where(is_dead[..., None], 1, numbers), dtype)
+    dead = np.where(is_dead, np.nan, scales).astype(np.float32)
+    return KVPool(np.asarray(data), dead)  # pyright: ignore[reportArgumentType] (NumPy's)
+
+
 @functools.cache
 def compiled(implementation: str, options: Options) -> Callable[..., Partial]:
     """Jit one implementation."""
-    return jax.jit(
-        functools.partial(
-            micro_attention, scale=SCALE, implementation=implementation, **options._asdict()
-        )
-    )
+    return jax.jit(functools.partial(TESTED[implementation].call, scale=SCALE, **options._asdict()))
 
 
 PLAIN = Options()
@@ -134,7 +156,7 @@ PLAIN = Options()
 
 def run(implementation: str, case: Case, options: Options = PLAIN) -> Partial:
     """Call an implementation."""
-    return compiled(implementation, options)(*(jnp.asarray(array) for array in case.arrays))
+    return compiled(implementation, options)(*jax.tree.map(jnp.asarray, case.arrays))
 
 
 def check(partial: Partial, case: Case, options: Options, *, rtol: float, atol: float) -> None:
@@ -150,7 +172,7 @@ def check(partial: Partial, case: Case, options: Options, *, rtol: float, atol: 
     np.testing.assert_allclose(partial.lse[~is_empty], lse[~is_empty], rtol=rtol, atol=1e-5)
 
 
-parametrize_implementation = pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+parametrize_implementation = pytest.mark.parametrize("implementation", sorted(TESTED))
 parametrize_tile = pytest.mark.parametrize(
     ("spans", "tile"), [(DECODE, 1), (PREFILL, 64)], ids=["decode", "prefill"]
 )
@@ -164,7 +186,7 @@ parametrize_tile = pytest.mark.parametrize(
 def test_every_group_size_equals_the_reference(
     implementation: str, spans: tuple[Span, ...], tile: int, heads: tuple[int, int]
 ) -> None:
-    case = make_case(spans, tile=tile, heads=heads)
+    case = make_case(implementation, spans, tile=tile, heads=heads)
 
     check(run(implementation, case), case, PLAIN, rtol=1e-5, atol=1e-5)
 
@@ -175,7 +197,7 @@ def test_every_group_size_equals_the_reference(
 def test_blocks_and_tiles_may_be_anywhere(
     implementation: str, spans: tuple[Span, ...], tile: int, seed: int
 ) -> None:
-    case = make_case(spans, tile=tile, heads=(2, 1), seed=seed)
+    case = make_case(implementation, spans, tile=tile, heads=(2, 1), seed=seed)
 
     check(run(implementation, case), case, PLAIN, rtol=1e-5, atol=1e-5)
 
@@ -186,7 +208,7 @@ def test_blocks_and_tiles_may_be_anywhere(
 def test_a_window_hides_what_lies_before_it(
     implementation: str, spans: tuple[Span, ...], tile: int, window: int
 ) -> None:
-    case = make_case(spans, tile=tile, heads=(2, 1), window=window)
+    case = make_case(implementation, spans, tile=tile, heads=(2, 1), window=window)
 
     options = Options(window=window)
     check(run(implementation, case, options), case, options, rtol=1e-5, atol=1e-5)
@@ -197,7 +219,7 @@ def test_a_window_hides_what_lies_before_it(
 def test_a_soft_cap_bends_the_scores(
     implementation: str, spans: tuple[Span, ...], tile: int
 ) -> None:
-    case = make_case(spans, tile=tile, heads=(2, 1))
+    case = make_case(implementation, spans, tile=tile, heads=(2, 1))
 
     # Scores reach about 4: the cap must bite.
     options = Options(soft_cap=1.5)
@@ -209,7 +231,7 @@ def test_a_soft_cap_bends_the_scores(
 def test_bfloat16_loses_no_more_than_its_rounding(
     implementation: str, spans: tuple[Span, ...], tile: int
 ) -> None:
-    case = make_case(spans, tile=tile, heads=(8, 2), dtype=jnp.bfloat16)
+    case = make_case(implementation, spans, tile=tile, heads=(8, 2), dtype=jnp.bfloat16)
 
     # Weights and output are each rounded once, by at most 2^-9 of values up to 4; everything else
     # is float32. Statistics kept in bfloat16 would be wrong by some 2^-6 in the lse.
@@ -218,10 +240,32 @@ def test_bfloat16_loses_no_more_than_its_rounding(
 
 @parametrize_implementation
 @parametrize_tile
+def test_the_pool_may_be_narrower_than_the_queries(
+    implementation: str, spans: tuple[Span, ...], tile: int
+) -> None:
+    case = make_case(implementation, spans, tile=tile, heads=(8, 2), kv_dtype=jnp.bfloat16)
+
+    # Nothing is rounded but what is in the pool already.
+    check(run(implementation, case), case, PLAIN, rtol=1e-5, atol=1e-5)
+
+
+@parametrize_implementation
+@parametrize_tile
+@pytest.mark.parametrize("kv_dtype", QUANTISED, ids=str)
+def test_quantised_blocks_are_read_with_their_scales(
+    implementation: str, spans: tuple[Span, ...], tile: int, kv_dtype: np.dtype
+) -> None:
+    case = make_case(implementation, spans, tile=tile, heads=(8, 2), kv_dtype=kv_dtype)
+
+    check(run(implementation, case), case, PLAIN, rtol=1e-5, atol=1e-5)
+
+
+@parametrize_implementation
+@parametrize_tile
 def test_scores_of_any_size_neither_overflow_nor_vanish(
     implementation: str, spans: tuple[Span, ...], tile: int
 ) -> None:
-    case = make_case(spans, tile=tile, heads=(2, 1))
+    case = make_case(implementation, spans, tile=tile, heads=(2, 1))
     case = dataclasses.replace(case, q=case.q * 1000)
 
     # exp(1000) is infinite and exp(-1000) zero in any float; scores of 1000 carry 6e-5 of rounding.
@@ -233,7 +277,7 @@ def test_scores_of_any_size_neither_overflow_nor_vanish(
 def test_the_order_of_rows_does_not_matter(
     implementation: str, spans: tuple[Span, ...], tile: int
 ) -> None:
-    case = make_case(spans, tile=tile, heads=(2, 1))
+    case = make_case(implementation, spans, tile=tile, heads=(2, 1))
     rows = case.rows.copy()
     rows[: case.num_in_use] = rows[: case.num_in_use][::-1]
 
@@ -246,7 +290,7 @@ def test_the_order_of_rows_does_not_matter(
 
 @parametrize_implementation
 def test_no_rows_give_nothing(implementation: str) -> None:
-    case = make_case((), tile=1, heads=(2, 1))
+    case = make_case(implementation, (), tile=1, heads=(2, 1))
 
     partial = run(implementation, case)
 
@@ -255,19 +299,21 @@ def test_no_rows_give_nothing(implementation: str) -> None:
 
 
 def test_an_unknown_implementation_is_refused() -> None:
-    case = make_case(DECODE, tile=1, heads=(2, 1))
+    case = make_case("xla", DECODE, tile=1, heads=(2, 1))
     known = ", ".join(map(repr, sorted(IMPLEMENTATIONS)))
 
     with pytest.raises(
         ValueError, match=rf"implementation='abacus' is unknown, expected one of \[{known}\]"
     ):
-        run("abacus", case)
+        micro_attention(
+            *jax.tree.map(jnp.asarray, case.arrays), scale=SCALE, implementation="abacus"
+        )
 
 
 def test_the_default_implementation_is_a_known_one() -> None:
-    case = make_case(DECODE, tile=1, heads=(2, 1))
+    case = make_case("xla", DECODE, tile=1, heads=(2, 1))
 
-    arrays = [jnp.asarray(array) for array in case.arrays]
+    arrays = jax.tree.map(jnp.asarray, case.arrays)
     check(micro_attention(*arrays, scale=SCALE), case, PLAIN, rtol=1e-5, atol=1e-5)
 
 
@@ -278,19 +324,49 @@ def zeros(*shape: int, dtype: type = np.float32) -> Array:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pool": zeros(6, 3, 2, 4, 8)}, r"pool has 3 parts a block, expected 2 \(K and V\)"),
-        ({"pool": zeros(6, 2, 3, 4, 8)}, "q_heads=4 must be a multiple of kv_heads=3"),
-        ({"pool": zeros(6, 2, 2, 4, 16)}, "q has head_dim=8, pool has head_dim=16"),
+        (
+            {"pool": KVPool(zeros(6, 3, 2, 4, 8))},
+            r"pool has 3 parts a block, expected 2 \(K and V\)",
+        ),
+        ({"pool": KVPool(zeros(6, 2, 3, 4, 8))}, "q_heads=4 must be a multiple of kv_heads=3"),
+        ({"pool": KVPool(zeros(6, 2, 2, 4, 16))}, "q has head_dim=8, pool has head_dim=16"),
+        (
+            {"pool": KVPool(zeros(6, 2, 2, 4, 8, dtype=np.int8))},
+            "pool of int8 has no scales, expected them with int8 and float8_e4m3fn only",
+        ),
+        (
+            {"pool": KVPool(zeros(6, 2, 2, 4, 8), zeros(6, 2, 2, 4))},
+            "pool of float32 has scales, expected them with int8 and float8_e4m3fn only",
+        ),
+        (
+            {"pool": KVPool(zeros(6, 2, 2, 4, 8, dtype=np.int8), zeros(6, 2, 4, 2))},
+            r"pool has scales of shape \(6, 2, 4, 2\), expected \(6, 2, 2, 4\)",
+        ),
+        (
+            {"q": zeros(3, 1, 4, 8, dtype=jnp.bfloat16)},
+            "q is bfloat16, expected at least as wide as the pool's float32",
+        ),
         ({"block_starts": zeros(6, dtype=np.int32)}, "5 block_ids, 6 block_starts"),
         ({"rows": zeros(3, 4, dtype=np.int32)}, "rows have 4 columns, expected 5"),
         ({"window": 0}, "window=0 must be at least 1"),
     ],
-    ids=["parts", "heads", "head_dim", "lists", "columns", "window"],
+    ids=[
+        "parts",
+        "heads",
+        "head_dim",
+        "no scales",
+        "scales",
+        "scales' shape",
+        "width",
+        "lists",
+        "columns",
+        "window",
+    ],
 )
 def test_shapes_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {
         "q": zeros(3, 1, 4, 8),
-        "pool": zeros(6, 2, 2, 4, 8),
+        "pool": KVPool(zeros(6, 2, 2, 4, 8)),
         "block_ids": zeros(5, dtype=np.int32),
         "block_starts": zeros(5, dtype=np.int32),
         "rows": zeros(3, 5, dtype=np.int32),

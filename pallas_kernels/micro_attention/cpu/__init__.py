@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.micro_attention.cpu.build import TARGET, is_loaded, load
 from pallas_kernels.micro_attention.partial import Partial
 
@@ -13,7 +14,7 @@ DTYPES = (jnp.float32, jnp.bfloat16)
 
 def micro_attention_cpu(
     q: Float[Array, "tiles tile q_heads head_dim"],
-    pool: Float[Array, "blocks 2 kv_heads block_size head_dim"],
+    pool: KVPool,
     block_ids: Int[Array, " entries"],
     block_starts: Int[Array, " entries"],
     rows: Int[Array, "rows 5"],
@@ -32,8 +33,10 @@ def micro_attention_cpu(
     """
     if not is_loaded():
         raise RuntimeError("implementation 'cpu' is not loaded: call cpu.load first")
-    if q.dtype != pool.dtype or q.dtype not in DTYPES:
-        raise TypeError(f"q is {q.dtype}, pool is {pool.dtype}, expected both float32 or bfloat16")
+    if q.dtype != pool.data.dtype or q.dtype not in DTYPES:
+        raise TypeError(
+            f"q is {q.dtype}, pool is {pool.data.dtype}, expected both float32 or bfloat16"
+        )
     tiles, tile, q_heads, _ = q.shape
     call = jax.ffi.ffi_call(
         TARGET,
@@ -44,7 +47,7 @@ def micro_attention_cpu(
     )
     out, lse = call(
         q,
-        pool,
+        pool.data,
         block_ids,
         block_starts,
         rows,
