@@ -7,7 +7,7 @@ import numpy as np
 
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
-from distkv_jax.engine.runner import PoolSpec
+from distkv_jax.engine.pool_spec import pool_spec
 from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.errors import ConfigError
 from distkv_jax.mesh import MeshConfig
@@ -85,7 +85,7 @@ def fit(
         model: The checkpoint's config.
         mesh: Where to.
         engine: Sizes asked for.
-        dtype: Of weights and KV; `auto` as `LLM` has it.
+        dtype: Of weights; `auto` as `LLM` has it.
         device_memory_gib: Memory of one device; None takes the mesh file's.
 
     Raises:
@@ -95,13 +95,8 @@ def fit(
     if dtype == "auto":
         dtype = "float32" if mesh.platform == "cpu" else model.dtype
     weights = weight_bytes(model, jnp.dtype(dtype), mesh.tensor)
-    block = PoolSpec(
-        num_layers=split.num_layers,
-        num_blocks=1,
-        kv_heads=split.kv_heads,
-        block_size=engine.block_size,
-        head_dim=split.head_dim,
-        dtype=np.dtype(jnp.dtype(dtype)),
+    block = pool_spec(
+        split, engine, weights=np.dtype(jnp.dtype(dtype)), platform=mesh.platform, num_blocks=1
     ).block_bytes
     memory_gib = mesh.memory_gib if device_memory_gib is None else device_memory_gib
     if engine.num_blocks is not None:

@@ -1,7 +1,6 @@
 """Putting an engine together from a model, a mesh and a config."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -15,7 +14,8 @@ from distkv_jax.engine.encode import Encoder
 from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
 from distkv_jax.engine.placer import Placer
-from distkv_jax.engine.runner import PoolSpec, Progress, Runner
+from distkv_jax.engine.pool_spec import PoolSpec, pool_spec
+from distkv_jax.engine.runner import Progress, Runner
 from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.engine.scheduler import Scheduler
 from distkv_jax.engine.shapes import ShapeTable
@@ -37,7 +37,7 @@ def build_engine(
     """
     num_instances = mesh.shape[INSTANCE]
     num_blocks = config.num_blocks or size_pool(model, mesh, config)
-    pool = pool_spec(model, mesh, config, num_blocks)
+    pool = spec_of(model, mesh, config, num_blocks)
     shapes = shape_table(config, num_instances, num_blocks)
     coordinator = Coordinator(
         num_instances, num_blocks, lend_cap=config.lend_cap, pooling=config.pooling
@@ -68,19 +68,6 @@ def build_engine(
         admission=admission,
         collector=Collector(model.tokenizer),
         max_step_failures=config.max_step_failures,
-    )
-
-
-def pool_spec(model: LoadedModel, mesh: Mesh, config: EngineConfig, num_blocks: int) -> PoolSpec:
-    """The pools of a model on a mesh."""
-    shape = model.config
-    return PoolSpec(
-        num_layers=shape.num_layers,
-        num_blocks=num_blocks,
-        kv_heads=shape.kv_heads,
-        block_size=config.block_size,
-        head_dim=shape.head_dim,
-        dtype=kv_dtype(config, weight_dtype(model), mesh.devices.flat[0].platform),
     )
 
 
@@ -116,7 +103,7 @@ def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: Pool
 
 def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
     """Blocks of each instance's pool: what device memory leaves, or on CPU a fixed default."""
-    one_block = pool_spec(model, mesh, config, 1)
+    one_block = spec_of(model, mesh, config, 1)
     num_instances, tensor = mesh.shape[INSTANCE], mesh.shape[TENSOR]
     limit = device_bytes(mesh)
     if limit is None:
@@ -142,15 +129,15 @@ def device_bytes(mesh: Mesh) -> int | None:
     return None if stats is None else stats.get("bytes_limit")
 
 
-def kv_dtype(config: EngineConfig, weights: np.dtype, platform: str) -> np.dtype:
-    """The dtype of keys and values.
-
-    On CPU `auto` is float32 also for narrower weights: XLA:CPU widens a whole bfloat16 pool at
-    every write.
-    """
-    if config.kv_cache_dtype != "auto":
-        return jnp.dtype(config.kv_cache_dtype)
-    return np.dtype(np.float32) if platform == "cpu" else weights
+def spec_of(model: LoadedModel, mesh: Mesh, config: EngineConfig, num_blocks: int) -> PoolSpec:
+    """The pools of a loaded model on a mesh."""
+    return pool_spec(
+        model.config,
+        config,
+        weights=weight_dtype(model),
+        platform=mesh.devices.flat[0].platform,
+        num_blocks=num_blocks,
+    )
 
 
 def weight_dtype(model: LoadedModel) -> np.dtype:

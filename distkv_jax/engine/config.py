@@ -8,7 +8,7 @@ from distkv_jax.errors import ConfigError
 Placement = Literal["home", "round_robin", "random"]
 """Where new blocks go: at home and then borrowed, over all instances in turn, or anywhere."""
 
-KVDtype = Literal["auto", "float32", "bfloat16", "float16"]
+KVDtype = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 """Of keys and values in the pools: a dtype, or what suits weights and platform."""
 
 SchedulingPolicy = Literal["fcfs", "priority"]
@@ -24,7 +24,8 @@ class EngineConfig:
     Attributes:
         block_size: Tokens of a block; a power of two.
         num_blocks: Blocks of each instance's pool; None sizes the pool from device memory.
-        kv_cache_dtype: Of keys and values; `auto` is that of the weights, on CPU float32.
+        kv_cache_dtype: Of keys and values; `auto` is that of the weights, on CPU float32. `int8`
+            and `fp8` (e4m3) have a float32 scale per token, KV head and K or V.
         device_memory_fraction: Share of device memory for weights, pools and temporaries together.
         max_model_len: Positions a sequence may have; None takes the model's.
         max_num_seqs: Sequences that run at once, over the whole mesh.

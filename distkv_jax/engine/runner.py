@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from distkv_jax.engine.encode import Encoded
 from distkv_jax.engine.plan import buffer_size, empty_buffer
+from distkv_jax.engine.pool_spec import PoolSpec
 from distkv_jax.engine.sampler import Sampled
 from distkv_jax.engine.sampler_state import SamplerState, SlotRow, empty_state, set_slot
 from distkv_jax.engine.sampling_params import MAX_LOGPROBS
@@ -21,7 +22,7 @@ from distkv_jax.engine.step import Pools, StepOptions, make_step
 from distkv_jax.errors import ConfigError, StepFailed
 from distkv_jax.mesh import INSTANCE, TENSOR, sharding
 from distkv_jax.models.config import ModelConfig
-from pallas_kernels.kv_pool import SCALE_BYTES, empty_pool, is_quantised
+from pallas_kernels.kv_pool import empty_pool
 
 Progress = Callable[[int, int, str], None]
 """Told how many programs are compiled, of how many, and the last one's name."""
@@ -33,37 +34,6 @@ class InFlight(NamedTuple):
     encoded: Encoded
     ids: jax.Array
     sampled: Sampled
-
-
-class PoolSpec(NamedTuple):
-    """Size of the pools.
-
-    Attributes:
-        num_layers: Layers, one pool array each.
-        num_blocks: Blocks of each instance.
-        kv_heads: KV heads, over all devices of an instance.
-        block_size: Tokens of a block.
-        head_dim: Width of a head.
-        dtype: Of keys and values.
-    """
-
-    num_layers: int
-    num_blocks: int
-    kv_heads: int
-    block_size: int
-    head_dim: int
-    dtype: np.dtype
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block, all layers and heads."""
-        vectors = self.num_layers * 2 * self.kv_heads * self.block_size
-        scale = SCALE_BYTES if is_quantised(self.dtype) else 0
-        return vectors * (self.head_dim * self.dtype.itemsize + scale)
-
-    def shape(self, instances: int) -> tuple[int, ...]:
-        """Shape of one layer's pool over the whole mesh."""
-        return (instances * self.num_blocks, 2, self.kv_heads, self.block_size, self.head_dim)
 
 
 class Runner:

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from distkv_jax.attention import BlockLists, TileClass, dist_attention
+from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.micro_attention import Row
 from tests.hlo import collectives
 from tests.models.builders import make_mesh
@@ -178,7 +179,12 @@ def program(
     ) -> tuple[jax.Array, ...]:
         lists, classes = jax.tree.map(lambda array: array[0], (lists, classes))
         attend = functools.partial(
-            dist_attention, pool=pool, lists=lists, scale=SCALE, window=window, soft_cap=soft_cap
+            dist_attention,
+            pool=KVPool(pool),
+            lists=lists,
+            scale=SCALE,
+            window=window,
+            soft_cap=soft_cap,
         )
         outs = (*attend(classes[:2]), *attend(classes[2:]))
         return tuple(out[None] for out in outs)

@@ -16,6 +16,7 @@ from distkv_jax.engine.runner import Runner
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.errors import EngineStopped, InvariantError
 from distkv_jax.llm import LLM
+from pallas_kernels.kv_pool import KVPool
 from tests.llm.engines import make_llm, mixed_prompts
 
 PROMPTS = mixed_prompts(4, longest=40)
@@ -198,8 +199,8 @@ def test_old_pools_are_gone_before_new_ones_are_made(
     was_deleted = []
     make = runner._make_pool
 
-    def make_pool() -> jax.Array:
-        was_deleted.append(all(array.is_deleted() for array in runner._pools))
+    def make_pool() -> KVPool:
+        was_deleted.append(all(pool.data.is_deleted() for pool in runner._pools))
         return make()
 
     monkeypatch.setattr(runner, "_make_pool", make_pool)

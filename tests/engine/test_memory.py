@@ -3,11 +3,11 @@
 import types
 
 import jax
-import numpy as np
 import pytest
 
 from distkv_jax.engine.memory import MemoryUse, blocks_that_fit
 from distkv_jax.engine.shapes import PlanShape
+from distkv_jax.engine.step import Pools
 from distkv_jax.errors import ConfigError
 from tests.engine.builders import CONFIG, make_runner
 
@@ -69,10 +69,9 @@ def test_a_step_leaves_the_pools_where_they_were() -> None:
     assert addresses(runner._pools) == before
 
 
-def addresses(pools: tuple[jax.Array, ...]) -> list[int]:
-    return [
-        shard.data.unsafe_buffer_pointer() for pool in pools for shard in pool.addressable_shards
-    ]
+def addresses(pools: Pools) -> list[int]:
+    leaves = jax.tree.leaves(pools)
+    return [s.data.unsafe_buffer_pointer() for leaf in leaves for s in leaf.addressable_shards]
 
 
 def test_a_pool_takes_what_everything_else_leaves() -> None:
@@ -95,11 +94,3 @@ def test_no_room_for_a_block_says_what_takes_how_much() -> None:
         r"− sampler 500 − temporaries 450 = 50",
     ):
         blocks_that_fit(memory)
-
-
-def test_a_blocks_bytes_are_keys_and_values_of_all_layers_and_heads() -> None:
-    pool = make_runner(num_blocks=5, block_size=8).pool
-
-    assert pool.dtype == np.float32
-    assert pool.block_bytes == 3 * 2 * 2 * 8 * 4 * 4
-    assert pool.shape(3) == (15, 2, 2, 8, 4)
