@@ -41,3 +41,13 @@ def add_xla_flags(flags: Mapping[str, str]) -> None:
     known = {word.split("=", 1)[0] for word in words}
     words += [f"--{name}={value}" for name, value in flags.items() if f"--{name}" not in known]
     os.environ["XLA_FLAGS"] = " ".join(words)
+
+
+def allow_absent_tpu() -> None:
+    """Let the TPU's compiler start on a machine without a TPU.
+
+    It would ask the metadata server of a cloud machine which TPU this is. What the user has set
+    stays.
+    """
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

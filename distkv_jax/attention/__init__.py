@@ -1,7 +1,14 @@
 """Exact attention over KV blocks that live anywhere on a device mesh."""
 
-from distkv_jax.attention.choose import choose_implementation
+from distkv_jax.attention.choose import AttentionCall, choose_implementation
 from distkv_jax.attention.dist_attention import BlockLists, TileClass, dist_attention
 from distkv_jax.attention.write import write_kv
 
-__all__ = ["BlockLists", "TileClass", "choose_implementation", "dist_attention", "write_kv"]
+__all__ = [
+    "AttentionCall",
+    "BlockLists",
+    "TileClass",
+    "choose_implementation",
+    "dist_attention",
+    "write_kv",
+]

@@ -78,6 +78,7 @@ def fit(
     *,
     dtype: str = "auto",
     device_memory_gib: float | None = None,
+    temporaries: int = 0,
 ) -> Fit:
     """Count what fits, as an engine would size its pools.
 
@@ -87,6 +88,7 @@ def fit(
         engine: Sizes asked for.
         dtype: Of weights; `auto` as `LLM` has it.
         device_memory_gib: Memory of one device; None takes the mesh file's.
+        temporaries: Bytes of a device that the largest program needs, where they are known.
 
     Raises:
         ConfigError: Nothing fits, heads do not divide, or the memory is not known.
@@ -108,7 +110,7 @@ def fit(
                 fraction=engine.device_memory_fraction,
                 weights=weights,
                 state=state_bytes(engine.max_num_seqs, split.vocab_size),
-                temporaries=0,
+                temporaries=temporaries,
                 block=block // mesh.tensor,
             )
         )

@@ -1,6 +1,7 @@
 """`distkv fit`: what context and concurrency a mesh has room for, before anything is loaded."""
 
 import argparse
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,14 @@ from rich.table import Table
 
 from distkv_jax.cli.arguments import given_fields
 from distkv_jax.cli.capacity import Fit, fit
+from distkv_jax.cli.prove import Proof, prove
 from distkv_jax.engine.config import EngineConfig
+from distkv_jax.engine.progress import Progress
 from distkv_jax.errors import ConfigError
 from distkv_jax.mesh import load_mesh_config
 from distkv_jax.models.config import ModelConfig
 from distkv_jax.models.json_file import read_json
-from distkv_jax.models.model_folder import read_config
+from distkv_jax.models.model_folder import read_config, read_shape, shape_names
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +29,21 @@ def run(args: argparse.Namespace) -> int:
     engine = EngineConfig(**given_fields(args, EngineConfig))
     model = read_model(args.model)
     mesh = load_mesh_config(args.mesh)
-    found = fit(model, mesh, engine, dtype=args.dtype, device_memory_gib=args.device_memory_gib)
+    capacity = functools.partial(
+        fit, model, mesh, engine, dtype=args.dtype, device_memory_gib=args.device_memory_gib
+    )
+    proof = None
+    if args.aot:
+        with Progress(is_shown=True) as progress:
+            proof = prove(
+                model,
+                mesh,
+                engine,
+                dtype=args.dtype,
+                capacity=lambda temporaries: capacity(temporaries=temporaries),
+                progress=progress.programs,
+            )
+    found = capacity() if proof is None else proof.fit
     contexts = args.context or default_contexts(found.max_model_len)
     for context in contexts:
         if not 1 <= context <= found.max_model_len:
@@ -45,15 +62,19 @@ def run(args: argparse.Namespace) -> int:
         f"{found.num_blocks:,} blocks of {found.block_size} tokens\n"
     )
     console.print(capacity_table(found, contexts))
+    if proof is not None:
+        console.print(proof_table(proof))
     return 0
 
 
 def read_model(model: str) -> ModelConfig:
-    """Read the config of a model's name, its folder, or the file itself.
+    """Read the config of a model's or a known shape's name, of a folder, or the file itself.
 
     Raises:
         ConfigError: There is none, or it is not one we know.
     """
+    if model in shape_names():
+        return read_shape(model)
     path = Path(model).expanduser()
     return ModelConfig.from_hf(read_json(path)) if path.is_file() else read_config(model)
 
@@ -87,6 +108,21 @@ def capacity_table(found: Fit, contexts: Sequence[int]) -> Table:
     for name, *counts in rows:
         table.add_row(name, *(f"{count:,}" for count in counts))
     table.caption = f"the model's limit is {found.max_model_len:,} tokens"
+    table.caption_justify = "left"
+    return table
+
+
+def proof_table(proof: Proof) -> Table:
+    """Show what the compiler counted for each step, beside what a device has."""
+    table = Table(box=None, padding=(1, 3, 0, 0), header_style="bold")
+    table.add_column(proof.topology)
+    for heading in ("weights and KV", "temporary", "program", "in all"):
+        table.add_column(heading, justify="right")
+    for step in proof.steps:
+        memory = step.memory
+        sizes = (memory.arguments, memory.temporaries, memory.program, memory.total)
+        table.add_row(step.shape, *(gib(size) for size in sizes))
+    table.caption = "memory of one device as its compiler counts it; compiled, not run"
     table.caption_justify = "left"
     return table
 

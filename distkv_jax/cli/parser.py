@@ -50,16 +50,31 @@ examples:
   distkv fit ./llama-8b --mesh h100-8
   distkv fit ./llama-8b/config.json --mesh v5e-16 --context 32768 --context 131072
   distkv fit tiny --mesh cpu-8 --block-size 16 --num-blocks 32
+  distkv fit llama2-7b --mesh v5p-64 --aot      minutes; needs no TPU
 
 Reads config.json alone: no weights, no devices. Not counted are the programs' temporaries, known
-once compiled; --device-memory-fraction leaves them room.
+once compiled: --device-memory-fraction leaves them room, and --aot has the TPU's compiler count
+them, on any machine with `pip install 'distkv-jax[aot-tpu]'`.
 """
+FIT_MODEL_HELP = (
+    "as --model; the path of a config.json; or a known shape: llama2-7b, llama2-13b, llama2-70b"
+)
 CONVERT_EXAMPLES = """\
 example:
   distkv convert ./llama-8b ./llama-8b-orbax && distkv generate --model ./llama-8b-orbax "Hello"
 """
 CHAT_MAX_TOKENS = 256
-FIT_FIELDS = ("block_size", "num_blocks", "device_memory_fraction", "max_model_len", "max_num_seqs")
+FIT_FIELDS = (
+    "block_size",
+    "num_blocks",
+    "kv_cache_dtype",
+    "device_memory_fraction",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "pooling",
+    "micro_attention",
+)
 
 
 def build_parser() -> Parser:
@@ -165,7 +180,7 @@ def _add_engine(parser: Parser) -> None:
 
 
 def _add_fit(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="as --model, or the path of a config.json")
+    parser.add_argument("model", metavar="MODEL", help=FIT_MODEL_HELP)
     parser.add_argument("--mesh", required=True, metavar="MESH", help=MESH_HELP)
     parser.add_argument("--dtype", default="auto", metavar="DTYPE", help=DTYPE_HELP)
     parser.add_argument(
@@ -180,5 +195,10 @@ def _add_fit(parser: Parser) -> None:
         type=float,
         metavar="X",
         help="memory of one device in GiB (default: what the mesh file says)",
+    )
+    parser.add_argument(
+        "--aot",
+        action="store_true",
+        help="compile the largest steps for the mesh's TPU topology, and count what they need",
     )
     add_fields(parser, "engine", EngineConfig, only=FIT_FIELDS)

@@ -5,26 +5,22 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distkv_jax.attention import choose_implementation
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.encode import Encoder
 from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.implementation import implementation_for
 from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pool_spec import PoolSpec, pool_spec
 from distkv_jax.engine.runner import Progress, Runner
 from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.engine.scheduler import Scheduler
-from distkv_jax.engine.shapes import ShapeTable
-from distkv_jax.environment import cache_folder
+from distkv_jax.engine.shapes import shape_table
 from distkv_jax.mesh import INSTANCE, TENSOR
 from distkv_jax.models.checkpoint import LoadedModel
-
-# With fewer XLA:CPU falls off its fast matrix product: in bfloat16 1 row costs ten times 4.
-MIN_DECODE_ROWS = 4
 
 
 def build_engine(
@@ -71,18 +67,6 @@ def build_engine(
     )
 
 
-def shape_table(config: EngineConfig, num_instances: int, num_blocks: int) -> ShapeTable:
-    """The buckets: lists are twice the pool, since samples list their shared blocks each."""
-    return ShapeTable(
-        max_decode_rows=max(MIN_DECODE_ROWS, config.max_num_seqs),
-        max_prefill_tiles=config.prefill_tiles,
-        tile=config.tile,
-        entries=2 * num_blocks,
-        instances=num_instances,
-        pooling=config.pooling,
-    )
-
-
 def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: PoolSpec) -> Runner:
     """A runner with empty pools."""
     return Runner(
@@ -92,11 +76,8 @@ def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: Pool
         params=model.params,
         pool=pool,
         num_slots=config.max_num_seqs,
-        implementation=choose_implementation(
-            config.micro_attention,
-            platform=mesh.devices.flat[0].platform,
-            dtype=pool.dtype,
-            cache_folder=cache_folder() / "kernels",
+        implementation=implementation_for(
+            model.config, config, pool, mesh, weights=weight_dtype(model)
         ),
     )
 

@@ -12,13 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distkv_jax.engine.encode import Encoded
-from distkv_jax.engine.plan import buffer_size, empty_buffer
+from distkv_jax.engine.plan import empty_buffer
 from distkv_jax.engine.pool_spec import PoolSpec
+from distkv_jax.engine.program import StepInputs, lower_step, step_options
 from distkv_jax.engine.sampler import Sampled
 from distkv_jax.engine.sampler_state import SamplerState, SlotRow, empty_state, set_slot
-from distkv_jax.engine.sampling_params import MAX_LOGPROBS
 from distkv_jax.engine.shapes import PlanShape
-from distkv_jax.engine.step import Pools, StepOptions, make_step
+from distkv_jax.engine.step import Pools
 from distkv_jax.errors import ConfigError, StepFailed
 from distkv_jax.mesh import INSTANCE, TENSOR, sharding
 from distkv_jax.models.config import ModelConfig
@@ -62,12 +62,7 @@ class Runner:
         # As a list: flattening a State of modules at every call costs the host milliseconds.
         self._params, tree = jax.tree.flatten(params)
         self._to_params = functools.partial(jax.tree.unflatten, tree)
-        self._options = StepOptions(
-            scale=config.head_dim**-0.5,
-            window=config.sliding_window,
-            max_logprobs=min(MAX_LOGPROBS, config.vocab_size),
-            implementation=implementation,
-        )
+        self._options = step_options(config, implementation)
         self._programs: dict[PlanShape, jax.stages.Compiled] = {}
         shape, dtype = pool.shape(self.num_instances), pool.dtype
         self._make_pool = jax.jit(
@@ -193,15 +188,8 @@ class Runner:
         return Encoded(shape, buffer, (), 0, 0)
 
     def _compile(self, shape: PlanShape) -> None:
-        step = make_step(self._graphdef, self._to_params, shape, self.mesh, self._options)
-        buffer = jax.ShapeDtypeStruct(
-            (shape.instances, buffer_size(shape)),
-            np.int32,
-            sharding=sharding(self.mesh, INSTANCE),
-        )
-        lowered = jax.jit(step, donate_argnums=(1, 2)).lower(
-            self._params, self._pools, self._state, buffer
-        )
+        inputs = StepInputs(self._params, self._to_params, self._pools, self._state)
+        lowered = lower_step(self._graphdef, inputs, shape, self.mesh, self._options)
         self._programs[shape] = lowered.compile()
 
 

@@ -2,6 +2,11 @@
 
 import dataclasses
 
+from distkv_jax.engine.config import EngineConfig
+
+# With fewer XLA:CPU falls off its fast matrix product: in bfloat16 1 row costs ten times 4.
+MIN_DECODE_ROWS = 4
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class PlanShape:
@@ -95,3 +100,15 @@ class ShapeTable:
             and shape.output_rows >= output_rows
             and shape.spanning >= spanning
         )
+
+
+def shape_table(config: EngineConfig, num_instances: int, num_blocks: int) -> ShapeTable:
+    """The buckets: lists are twice the pool, since samples list their shared blocks each."""
+    return ShapeTable(
+        max_decode_rows=max(MIN_DECODE_ROWS, config.max_num_seqs),
+        max_prefill_tiles=config.prefill_tiles,
+        tile=config.tile,
+        entries=2 * num_blocks,
+        instances=num_instances,
+        pooling=config.pooling,
+    )

@@ -134,7 +134,8 @@ def layer_step(
     """
     layer = nnx.merge(graphdef, params)
     k, v = layer.kv(x, rotary)
-    pool = write_kv(pool, k, v, plan.blocks, plan.positions % pool.block_size)
+    slots = plan.positions % pool.block_size
+    pool = write_kv(pool, k, v, plan.blocks, slots, implementation=options.implementation)
     if is_last:
         x = x[plan.output_tokens]
         rotary = jax.tree.map(lambda table: table[plan.output_tokens], rotary)

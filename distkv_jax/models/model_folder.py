@@ -1,7 +1,9 @@
 """Which folder a `--model` argument means, and the small files in it."""
 
 import importlib.resources
+import json
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from distkv_jax.errors import ConfigError
@@ -57,6 +59,16 @@ def read_config(model: str | Path) -> ModelConfig:
     return ModelConfig.from_hf(read_json(folder / CONFIG), _generation(folder))
 
 
+def shape_names() -> list[str]:
+    """List the well-known models whose shapes, and nothing else, ship with the package."""
+    return sorted(file.name.removesuffix(".json") for file in _shapes().iterdir())
+
+
+def read_shape(name: str) -> ModelConfig:
+    """Read the config of a name in `shape_names()`."""
+    return ModelConfig.from_hf(json.loads((_shapes() / f"{name}.json").read_text()))
+
+
 def read_sampling_defaults(model: str | Path) -> dict[str, int | float]:
     """Read the sampling settings a model recommends, by their names in SamplingParams."""
     generation = _generation(find_model(model))
@@ -65,6 +77,10 @@ def read_sampling_defaults(model: str | Path) -> dict[str, int | float]:
         for theirs, ours in SAMPLING_NAMES.items()
         if isinstance(value := generation.get(theirs), int | float)
     }
+
+
+def _shapes() -> Traversable:
+    return importlib.resources.files("distkv_jax.models") / "shapes"
 
 
 def _generation(folder: Path) -> Mapping[str, object]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from distkv_jax.cli.capacity import fit
+from distkv_jax.cli.fit import read_model
 from distkv_jax.cli.main import main
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.errors import ConfigError
@@ -138,3 +139,32 @@ def test_fit_reads_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     assert main(["fit", str(path), "--mesh", "cpu-2"]) == 0
     assert "4 layers, 4 KV heads of 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "token_kib", "weights_billion"),
+    [("llama2-7b", 512, 6.74), ("llama2-13b", 800, 13.02), ("llama2-70b", 320, 68.98)],
+)
+def test_known_shapes_are_the_papers_models(
+    name: str, token_kib: int, weights_billion: float
+) -> None:
+    found = fit(read_model(name), mesh(), EngineConfig(num_blocks=1))
+
+    assert found.token_bytes == token_kib * 1024
+    assert found.weight_bytes / 2 / 1e9 == pytest.approx(weights_billion, abs=0.01)
+
+
+def test_quantised_keys_and_values_take_half_the_memory_and_a_scale() -> None:
+    found = fit(MODEL, mesh(), EngineConfig(num_blocks=1, kv_cache_dtype="int8"))
+
+    # 2 layers, K and V, 2 heads: 8 numbers of one byte and a scale of four.
+    assert found.token_bytes == 2 * 2 * 2 * (8 + 4)
+
+
+def test_temporaries_take_their_part_of_the_memory() -> None:
+    without = fit(MODEL, mesh(), EngineConfig())
+    block = without.token_bytes * without.block_size
+
+    found = fit(MODEL, mesh(), EngineConfig(), temporaries=3 * block)
+
+    assert found.num_blocks == without.num_blocks - 3

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from distkv_jax.engine.runner import PoolSpec, Runner
+from distkv_jax.engine.pool_spec import PoolSpec
+from distkv_jax.engine.runner import Runner
 from distkv_jax.models.config import ModelConfig
 from distkv_jax.models.decoder import Decoder
 from distkv_jax.models.sharding import param_shardings

@@ -8,7 +8,6 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.admission import Admission
-from distkv_jax.engine.build import shape_table
 from distkv_jax.engine.collector import Collector
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.encode import Encoded, Encoder
@@ -20,6 +19,7 @@ from distkv_jax.engine.sampler import Sampled
 from distkv_jax.engine.sampler_state import SlotRow
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.scheduler import Scheduler
+from distkv_jax.engine.shapes import shape_table
 from distkv_jax.errors import StepFailed
 from distkv_jax.models.config import ModelConfig
 from distkv_jax.models.tokenizer import Tokenizer
