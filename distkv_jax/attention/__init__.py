@@ -2,6 +2,7 @@
 
 from distkv_jax.attention.choose import AttentionCall, choose_implementation
 from distkv_jax.attention.dist_attention import BlockLists, TileClass, dist_attention
+from distkv_jax.attention.move import move_blocks
 from distkv_jax.attention.write import write_kv
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "TileClass",
     "choose_implementation",
     "dist_attention",
+    "move_blocks",
     "write_kv",
 ]

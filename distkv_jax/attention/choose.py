@@ -4,62 +4,62 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from distkv_jax.errors import ConfigError
 from pallas_kernels.kv_pool import KVPool
-from pallas_kernels.micro_attention import IMPLEMENTATIONS, cpu
-
-HOPPER = 9
-"""Compute capability from which on NVIDIA GPUs have the instructions of "gpu"."""
+from pallas_kernels.micro_attention import IMPLEMENTATIONS, cpu, micro_attention
 
 logger = logging.getLogger(__name__)
 
 
-class DeviceKind(Protocol):
-    """What is asked of a `jax.Device`, here or only described."""
+class AttentionCall(NamedTuple):
+    """The arrays of one call of `micro_attention`, or their shapes alone.
+
+    Attributes:
+        q: Query tiles.
+        pool: Keys and values of one layer on one device.
+        block_ids: Block lists.
+        block_starts: Position of each listed block's first token.
+        rows: Work.
+    """
+
+    q: Float[Array, "tiles tile q_heads head_dim"] | jax.ShapeDtypeStruct
+    pool: KVPool
+    block_ids: Int[Array, " entries"] | jax.ShapeDtypeStruct
+    block_starts: Int[Array, " entries"] | jax.ShapeDtypeStruct
+    rows: Int[Array, "rows 5"] | jax.ShapeDtypeStruct
+
+
+@runtime_checkable
+class Device(Protocol):
+    """What is asked of a device; a GPU also has its `compute_capability`."""
 
     @property
     def platform(self) -> str:
-        """Platform, such as "tpu"."""
+        """Such as "cpu", "gpu" or "tpu"."""
         ...
 
     @property
     def device_kind(self) -> str:
-        """What the vendor calls it."""
+        """The vendor's name of it."""
         ...
 
 
-class AttentionCall(NamedTuple):
-    """The shapes of one call of MicroAttention on one device."""
-
-    q: jax.ShapeDtypeStruct
-    pool: KVPool
-    block_ids: jax.ShapeDtypeStruct
-    block_starts: jax.ShapeDtypeStruct
-    rows: jax.ShapeDtypeStruct
-
-
 def choose_implementation(
-    asked: str | None,
-    *,
-    device: DeviceKind,
-    calls: Sequence[AttentionCall],
-    cache_folder: Path,
+    asked: str | None, *, device: Device, calls: Sequence[AttentionCall], cache_folder: Path
 ) -> str:
-    """Pick the platform's best implementation, or verify the one that was asked for.
+    """Pick the device's best implementation, or verify the one that was asked for.
 
     Args:
-        asked: A name, or None for the best.
-        device: One of the mesh; it may be described only, as for compiling ahead of time.
-        calls: What the engine will ask of it.
+        asked: A name, or None for the best; where that cannot take the calls XLA runs, and one log
+            line says why.
+        device: Where it is to run; all devices of a mesh are alike.
+        calls: Shapes of the calls that will be made.
         cache_folder: Where built kernels are kept.
-
-    Returns:
-        A name in `IMPLEMENTATIONS`. Where nothing was asked for and the platform's best cannot run
-        these calls it is "xla", and one log line says why.
 
     Raises:
         ConfigError: The one that was asked for is unknown, or cannot run here.
@@ -71,36 +71,38 @@ def choose_implementation(
     if asked not in (None, "xla", best):
         raise ConfigError(
             f"micro_attention={asked!r} cannot run on a device of kind {device.device_kind!r}, "
-            f"expected {best!r} or 'xla'"
+            f"expected {' or '.join(map(repr, sorted({best, 'xla'})))}"
         )
     name = asked or best
-    if name == "cpu" and not cpu.load(cache_folder):
-        objection = "the native kernel could not be built"
-    else:
-        objection = next(filter(None, (objection_to(name, call) for call in calls)), None)
-    if objection is None:
+    obstacle = obstacle_to(name, calls, cache_folder)
+    if obstacle is None:
         return name
     if asked is not None:
-        raise ConfigError(f"micro_attention={asked!r} cannot run here: {objection}")
-    logger.warning("attention runs in XLA, not in %r: %s", name, objection)
+        raise ConfigError(f"micro_attention={asked!r} cannot run here: {obstacle}")
+    logger.warning("attention runs in XLA, not in %r: %s", best, obstacle)
     return "xla"
 
 
-def best_of(device: DeviceKind) -> str:
-    """Name the implementation that was made for a device."""
-    if device.platform in ("cpu", "tpu"):
-        return device.platform
-    if device.platform in ("gpu", "cuda"):
-        # JAX has it as text, "9.0", and other vendors' devices without it.
-        capability = getattr(device, "compute_capability", "0")
-        return "gpu" if float(capability) >= HOPPER else "triton"
-    return "xla"
+def best_of(device: Device) -> str:
+    """Name the best implementation of a kind of device, whatever the calls."""
+    if device.platform == "gpu":
+        # Mosaic's matrix instructions are Hopper's.
+        return "gpu" if getattr(device, "compute_capability", "").startswith("9.") else "triton"
+    return device.platform if device.platform in ("cpu", "tpu") else "xla"
 
 
-def objection_to(name: str, call: AttentionCall) -> str | None:
-    """Trace a call, and return what the implementation says against it."""
-    try:
-        jax.eval_shape(functools.partial(IMPLEMENTATIONS[name], scale=1.0), *call)
-    except (ImportError, TypeError, ValueError) as error:
-        return str(error)
+def obstacle_to(name: str, calls: Sequence[AttentionCall], cache_folder: Path) -> str | None:
+    """Say what keeps an implementation from running the calls, in its own words; None: nothing."""
+    if name == "xla":
+        return None
+    if name == "cpu" and not cpu.load(cache_folder):
+        return "the native kernel could not be built"
+    for call in calls:
+        try:
+            jax.eval_shape(
+                functools.partial(micro_attention, scale=1.0, implementation=name),
+                *call,
+            )
+        except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+            return str(error).splitlines()[0]
     return None

@@ -26,6 +26,21 @@ class LocalBlocks:
         self._ids[self._end], self._starts[self._end] = index, start
         self._end += 1
 
+    def insert(self, index: int, start: int) -> None:
+        """Add a block whose first token is at position `start`, wherever that is in the order."""
+        at = self._begin + int(np.searchsorted(self.starts, start))
+        self.append(index, start)
+        self._ids[at + 1 : self._end] = self._ids[at : self._end - 1].copy()
+        self._starts[at + 1 : self._end] = self._starts[at : self._end - 1].copy()
+        self._ids[at], self._starts[at] = index, start
+
+    def remove(self, start: int) -> None:
+        """Forget the block whose first token is at position `start`."""
+        at = self._begin + int(np.searchsorted(self.starts, start))
+        self._ids[at : self._end - 1] = self._ids[at + 1 : self._end].copy()
+        self._starts[at : self._end - 1] = self._starts[at + 1 : self._end].copy()
+        self._end -= 1
+
     def drop_first(self) -> None:
         """Forget the first block."""
         self._begin += 1
@@ -91,6 +106,21 @@ class BlockTable:
                 del self.local[place.instance]
         self.num_dropped = max(self.num_dropped, keep)
         return dropped
+
+    def move(self, source: Place, destination: Place) -> None:
+        """Say that a block lives elsewhere from now on.
+
+        Raises:
+            ValueError: The table does not hold it.
+        """
+        index = self.places.index(source, self.num_dropped)
+        start = index * self.block_size
+        self.places[index] = destination
+        local = self.local[source.instance]
+        local.remove(start)
+        if not len(local.ids):
+            del self.local[source.instance]
+        self.local.setdefault(destination.instance, LocalBlocks()).insert(destination.index, start)
 
     @property
     def held(self) -> tuple[Place, ...]:

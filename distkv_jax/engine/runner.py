@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distkv_jax.engine.encode import Encoded
+from distkv_jax.engine.moves import LANES, Copy, make_move, to_rounds
 from distkv_jax.engine.plan import empty_buffer
 from distkv_jax.engine.pool_spec import PoolSpec
 from distkv_jax.engine.program import StepInputs, lower_step, step_options
@@ -73,6 +74,7 @@ class Runner:
         )
         # As sharded as the programs want it, whatever the compiler would choose.
         self._fill_slot = jax.jit(set_slot, donate_argnums=0, out_shardings=sharding(mesh))
+        self._move_program = jax.jit(make_move(mesh), donate_argnums=0)
         self._pools: Pools
         self._state: SamplerState
         self._is_lost = True
@@ -106,6 +108,8 @@ class Runner:
                     progress(done, len(jobs), str(jobs[job]))
         for shape in shapes:
             self.read(self.dispatch(self._idle_step(shape)))
+        if self.num_instances > 1:
+            self._idle_move()
         empty_row = SlotRow(*(np.asarray(leaf[0]) for leaf in self._state))
         self.set_slot(self.num_slots, empty_row)
 
@@ -125,6 +129,25 @@ class Runner:
         result = program(self._params, self._pools, self._state, buffer)
         self._pools, self._state = result.pools, result.state
         return InFlight(encoded, result.ids, result.sampled)
+
+    def move(self, copies: Sequence[Copy]) -> None:
+        """Copy blocks as if all at once, after the steps dispatched so far; returns before it ran.
+
+        Raises:
+            StepFailed: It could not be started; pools and state are lost.
+            InvariantError: The copies cannot be simultaneous.
+        """
+        rounds = to_rounds(
+            copies,
+            num_instances=self.num_instances,
+            num_blocks=self.pool.num_blocks,
+            lanes=LANES,
+        )
+        with step_failures():
+            self._restore()
+            for one in rounds:
+                arrays = (jax.device_put(part, sharding(self.mesh, INSTANCE)) for part in one)
+                self._pools = self._move_program(self._pools, *arrays)
 
     def read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
         """Wait for a step.
@@ -186,6 +209,13 @@ class Runner:
     def _idle_step(self, shape: PlanShape) -> Encoded:
         buffer = empty_buffer(shape, num_blocks=self.pool.num_blocks, num_slots=self.num_slots)
         return Encoded(shape, buffer, (), 0, 0)
+
+    def _idle_move(self) -> None:
+        """Compile and run the program of moves, with nothing to move."""
+        shape = (self.num_instances, self.num_instances, LANES)
+        nothing = np.full(shape, self.pool.num_blocks, np.int32)
+        placed = jax.device_put(nothing, sharding(self.mesh, INSTANCE))
+        self._pools = self._move_program(self._pools, placed, placed)
 
     def _compile(self, shape: PlanShape) -> None:
         inputs = StepInputs(self._params, self._to_params, self._pools, self._state)

@@ -93,3 +93,36 @@ def test_the_visible_range_is_what_a_scan_finds(
     assert local.starts[begin:end].tolist() == [
         start for start in listed[num_dropped:] if first <= start <= last
     ]
+
+
+@given(
+    instances=st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    num_dropped=st.integers(0, 3),
+    moves=st.lists(st.tuples(st.integers(0, 11), st.integers(0, 2)), max_size=6),
+)
+def test_a_table_with_moved_blocks_is_the_table_built_in_their_places(
+    instances: list[int], num_dropped: int, moves: list[tuple[int, int]]
+) -> None:
+    table = make_table(*instances)
+    num_dropped = min(num_dropped, len(instances))
+    table.drop_before(num_dropped * BLOCK_SIZE)
+    places = list(table.places)
+    for number, (index, instance) in enumerate(moves):
+        if num_dropped <= index < len(places):
+            moved = Place(instance, 100 + number)
+            table.move(places[index], moved)
+            places[index] = moved
+
+    expected = BlockTable(BLOCK_SIZE)
+    expected.append(tuple(places))
+    expected.drop_before(num_dropped * BLOCK_SIZE)
+    assert table.places == expected.places
+    assert set(table.local) == set(expected.local)
+    for instance, local in table.local.items():
+        np.testing.assert_array_equal(local.ids, expected.local[instance].ids)
+        np.testing.assert_array_equal(local.starts, expected.local[instance].starts)
+
+
+def test_a_block_that_a_table_does_not_hold_cannot_move() -> None:
+    with pytest.raises(ValueError, match="not in list"):
+        make_table(0, 1).move(Place(2, 5), Place(0, 3))
