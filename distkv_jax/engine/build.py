@@ -59,7 +59,11 @@ def build_engine(
             coordinator, placer, shapes, num_slots=config.max_num_seqs, window=window
         ),
         encoder=Encoder(
-            shapes, num_blocks=num_blocks, num_slots=config.max_num_seqs, window=window
+            shapes,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            num_slots=config.max_num_seqs,
+            window=window,
         ),
         admission=admission,
         collector=Collector(model.tokenizer),

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from distkv_jax.engine.block_table import LocalBlocks
 from distkv_jax.engine.plan import (
@@ -15,6 +16,7 @@ from distkv_jax.engine.plan import (
 from distkv_jax.engine.scheduler import Piece, StepPlan
 from distkv_jax.engine.sequence import Sequence
 from distkv_jax.engine.shapes import PlanShape, ShapeTable
+from pallas_kernels.micro_attention import Row
 
 
 class Expected(NamedTuple):
@@ -40,14 +42,38 @@ class Expected(NamedTuple):
         return not self.is_sample or self.sequence.params.logprobs is not None
 
 
+class StepLoad(NamedTuple):
+    """What a step asks of each instance, one number for each.
+
+    Attributes:
+        num_tokens: Tokens computed.
+        kv_tokens: KV tokens that a layer reads, for own tiles and for those of others.
+        foreign_tokens: Query tokens of others that have blocks here.
+    """
+
+    num_tokens: Int[np.ndarray, " instances"]
+    kv_tokens: Int[np.ndarray, " instances"]
+    foreign_tokens: Int[np.ndarray, " instances"]
+
+
+def no_load(num_instances: int) -> StepLoad:
+    """The load of a step in which nothing runs."""
+    return StepLoad(*(np.zeros(num_instances, np.int64) for _ in StepLoad._fields))
+
+
 class Encoded(NamedTuple):
     """A step as the device takes it, and what to expect of it."""
 
     shape: PlanShape
     buffer: np.ndarray
     expected: tuple[Expected, ...]
-    num_tokens: int
     num_spanning: int
+    load: StepLoad
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, on all instances."""
+        return int(self.load.num_tokens.sum())
 
 
 class Tile(NamedTuple):
@@ -78,10 +104,17 @@ class Encoder:
     """
 
     def __init__(
-        self, shapes: ShapeTable, *, num_blocks: int, num_slots: int, window: int | None
+        self,
+        shapes: ShapeTable,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        window: int | None,
     ) -> None:
         self.shapes = shapes
         self.num_blocks = num_blocks
+        self.block_size = block_size
         self.num_slots = num_slots
         self.window = window
 
@@ -114,14 +147,25 @@ class _Writer:
             self._write_decode(piece)
         for piece in self.plan.prefills:
             self._write_prefill(piece)
-        pieces = (*self.plan.decodes, *self.plan.prefills)
         return Encoded(
             self.shape,
             self.buffer,
             tuple(self.expected),
-            sum(piece.count for piece in pieces),
             sum(self.decode.num_spanning) + sum(self.prefill.num_spanning),
+            self._load(),
         )
+
+    def _load(self) -> StepLoad:
+        """Sum up the work; the last layer's own class of tiles is left out."""
+        load = no_load(len(self.num_entries))
+        for piece in (*self.plan.decodes, *self.plan.prefills):
+            load.num_tokens[piece.instance] += piece.count
+        for tiles in (self.decode, self.prefill):
+            for rows in (tiles.own, tiles.foreign):
+                entries = (rows[:, :, Row.END] - rows[:, :, Row.BEGIN]).sum(axis=1)
+                load.kv_tokens[:] += entries * self.encoder.block_size
+            load.foreign_tokens[:] += tiles.foreign[:, :, Row.COUNT].sum(axis=1)
+        return load
 
     def _choose_shape(self, num_instances: int) -> PlanShape:
         decode_rows = [0] * num_instances

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distkv_jax.engine.encode import Encoded
+from distkv_jax.engine.encode import Encoded, no_load
 from distkv_jax.engine.moves import LANES, Copy, make_move, to_rounds
 from distkv_jax.engine.plan import empty_buffer
 from distkv_jax.engine.pool_spec import PoolSpec
@@ -208,7 +208,7 @@ class Runner:
 
     def _idle_step(self, shape: PlanShape) -> Encoded:
         buffer = empty_buffer(shape, num_blocks=self.pool.num_blocks, num_slots=self.num_slots)
-        return Encoded(shape, buffer, (), 0, 0)
+        return Encoded(shape, buffer, (), 0, no_load(self.num_instances))
 
     def _idle_move(self) -> None:
         """Compile and run the program of moves, with nothing to move."""

@@ -171,7 +171,13 @@ def make_engine(
         scheduler=Scheduler(
             coordinator, placer, shapes, num_slots=config.max_num_seqs, window=None
         ),
-        encoder=Encoder(shapes, num_blocks=num_blocks, num_slots=config.max_num_seqs, window=None),
+        encoder=Encoder(
+            shapes,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            num_slots=config.max_num_seqs,
+            window=None,
+        ),
         admission=Admission(config, model_config(), coordinator, byte_tokenizer()),
         collector=Collector(byte_tokenizer()),
         max_step_failures=max_step_failures,

@@ -91,7 +91,11 @@ class Loop:
             self.coordinator, placer, self.shapes, num_slots=num_slots, window=window
         )
         self.encoder = Encoder(
-            self.shapes, num_blocks=num_blocks, num_slots=num_slots, window=window
+            self.shapes,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
+            num_slots=num_slots,
+            window=window,
         )
         self.inspect = inspect
         self.sequences: list[Sequence] = []

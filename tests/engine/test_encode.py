@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from distkv_jax.cache.block import Place
-from distkv_jax.engine.encode import Encoded
+from distkv_jax.engine.encode import Encoded, StepLoad
 from distkv_jax.engine.plan import (
     FLAG_ADJUST,
     FLAG_BAN_STOP,
@@ -57,6 +57,7 @@ class Inspector:
         self.check_tokens(plan, views)
         self.check_outputs(encoded, views)
         self.check_lists(views)
+        self.check_load(asked, encoded.load)
         self.num_spanning += encoded.num_spanning
         if not encoded.shape.spanning:
             assert encoded.num_spanning == 0
@@ -176,6 +177,21 @@ class Inspector:
                             here <= {p.index for p in held_on(sequence, rmanager.instance)}
                             for sequence in self.loop.scheduler.running
                         )
+
+    def check_load(self, asked: dict[str, list[Tile]], load: StepLoad) -> None:
+        """Verify what each instance is said to do against the tiles of all layers but the last."""
+        tiles = [*asked["decode"], *asked["prefill"]]
+        num_tokens, kv_tokens, foreign = ([0] * self.loop.num_instances for _ in StepLoad._fields)
+        for tile in tiles:
+            num_tokens[tile.instance] += tile.count
+            places = list(self.visible(tile))
+            for place in places:
+                kv_tokens[place.instance] += BLOCK_SIZE
+            for instance in {place.instance for place in places} - {tile.instance}:
+                foreign[instance] += tile.count
+        assert load.num_tokens.tolist() == num_tokens
+        assert load.kv_tokens.tolist() == kv_tokens
+        assert load.foreign_tokens.tolist() == foreign
 
 
 def held_on(sequence: Sequence, instance: int) -> list[Place]:
