@@ -24,16 +24,17 @@ def check_view(gmanager: GManager, rmanager: RManager) -> None:
         raise InvariantError(
             f"ledger heard {row.number} of instance {instance}, expected {rmanager.num_beats}"
         )
-    said = (row.num_blocks, row.num_free, row.num_lendable, dict(row.lent))
+    said = (row.num_blocks, row.num_free, row.num_reserved, row.num_lendable, dict(row.lent))
     expected = (
         rmanager.num_blocks,
         rmanager.num_free,
+        rmanager.num_reserved,
         rmanager.num_lendable,
         dict(rmanager.lent),
     )
     if said != expected:
         raise InvariantError(
-            f"ledger says (total, free, lendable, lent) {said} of instance {instance}, "
+            f"ledger says (total, free, reserved, lendable, lent) {said} of instance {instance}, "
             f"expected {expected}"
         )
     placed, accounts = gmanager.placement.entries(instance), rmanager.accounts()

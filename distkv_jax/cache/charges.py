@@ -106,6 +106,29 @@ class Charges:
         for account, count in charges.items():
             self._charge(account, count)
 
+    def charged(self, block: int) -> Holder | None:
+        """Look up who is charged for `block`; nobody where nobody holds it."""
+        return self._charged[block]
+
+    def line(self, block: int) -> tuple[Holder, ...]:
+        """List who holds `block`: the one charged, then its heirs in order."""
+        holder = self._charged[block]
+        return () if holder is None else (holder, *self._heirs.get(block, ()))
+
+    def adopt(self, block: int, line: Sequence[Holder]) -> None:
+        """Charge a block that nobody held to the first of `line`; the others are its heirs."""
+        self.hold(line[0], [block])
+        for heir in line[1:]:
+            self.share(heir, [block])
+
+    def lift(self, block: int) -> tuple[Holder, ...]:
+        """Take `block` from everybody who holds it, and list them as `line` did."""
+        line = self.line(block)
+        self._heirs.pop(block, None)
+        self._charged[block] = None
+        self._charge(line[0].account, -1)
+        return line
+
     def check(self, holdings: Iterable[tuple[Holder, Iterable[int]]]) -> None:
         """Verify the class invariant against what each holder holds.
 

@@ -2,32 +2,18 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from distkv_jax.cache.audit import check_view, is_heard
 from distkv_jax.cache.block import Place
 from distkv_jax.cache.charges import Account, Holder, SequenceKey
 from distkv_jax.cache.gmanager import Distance, GManager
+from distkv_jax.cache.messages import MoveKVCache
+from distkv_jax.cache.mover import Mover, Transfer
+from distkv_jax.cache.moves import circles, ordered, recalled
 from distkv_jax.cache.rmanager import RManager
+from distkv_jax.cache.transport import InProcess
+from distkv_jax.cache.usage import Usage, usage_of
 from distkv_jax.errors import ConfigError, InvariantError, OutOfBlocks
-
-
-class Usage(NamedTuple):
-    """Blocks of one instance by state; total = free + held, and held includes lent.
-
-    Attributes:
-        total: Its pool.
-        free: Held by nobody.
-        held: Held by some sequence, here or elsewhere at home.
-        lent: Of those, charged to other instances.
-        borrowed: Blocks of other instances charged to this one.
-    """
-
-    total: int
-    free: int
-    held: int
-    lent: int
-    borrowed: int
 
 
 class Coordinator:
@@ -35,12 +21,13 @@ class Coordinator:
 
     One engine thread owns it; no method is safe to call from two.
 
-    Invariant: every block is free or held; only open sequences hold blocks; where gManager has
-    heard everything, its ledger equals the sum of what the rManagers say.
+    Invariant: every block is free, held or reserved; only open sequences hold blocks; where
+    gManager has heard everything, its ledger equals the sum of what the rManagers say.
 
     Attributes:
         rmanagers: One for each instance.
         gmanager: The global view; a new one may take its place at any time.
+        mover: Moves blocks between instances.
     """
 
     def __init__(
@@ -50,6 +37,7 @@ class Coordinator:
         lend_cap: int | None = None,
         pooling: bool = True,
         distance: Distance | None = None,
+        lease: int = 4,
     ) -> None:
         """Start with every block free.
 
@@ -59,12 +47,15 @@ class Coordinator:
             lend_cap: Blocks each instance may lend in all; every one by default.
             pooling: Whether anything is lent at all.
             distance: Cost of communication between instances; all equal by default.
+            lease: Steps that a planned move may wait for its commit, at least 0.
 
         Raises:
             ConfigError: A number is out of range.
         """
         if num_instances < 1:
             raise ConfigError(f"num_instances={num_instances} must be at least 1")
+        if lease < 0:
+            raise ConfigError(f"lease={lease} must be at least 0")
         cap = blocks_per_instance if lend_cap is None else lend_cap
         self.num_instances = num_instances
         self.rmanagers = [
@@ -72,6 +63,11 @@ class Coordinator:
             for instance in range(num_instances)
         ]
         self.gmanager = GManager(num_instances, distance)
+        self.mover = Mover(
+            self.rmanagers,
+            InProcess(self.rmanagers, lambda heartbeat: self.gmanager.receive(heartbeat)),
+            lease=lease,
+        )
         self._holders: dict[SequenceKey, Holder] = {}
 
     @property
@@ -236,22 +232,96 @@ class Coordinator:
         for rmanager in self.rmanagers:
             is_full = not is_heard(self.gmanager, rmanager)
             if is_full or rmanager.has_changed:
-                self.gmanager.receive(rmanager.heartbeat(is_full=is_full))
+                self.mover.transport.tell(rmanager.heartbeat(is_full=is_full))
+
+    def tick(self, step: int | None = None) -> None:
+        """Go on to a step, the next one by default: plans and reservations may end there."""
+        step = self.mover.step + 1 if step is None else step
+        for rmanager in self.rmanagers:
+            rmanager.tick(step)
+        self.mover.tick(step)
+
+    def move(self, orders: Sequence[MoveKVCache], limit: int) -> tuple[Transfer, ...]:
+        """Plan moves as gManager ordered; what a destination refuses is left out.
+
+        Nothing that sequences hold changes before `commit`; until then, `abort` or the end of
+        the lease, the destinations keep the blocks.
+
+        Args:
+            orders: First come first served.
+            limit: Blocks to move at most, in all.
+
+        Raises:
+            InvariantError: There is no such instance.
+        """
+        for order in orders:
+            self._rmanager(order.source)
+            self._rmanager(order.destination)
+        return tuple(ordered(self.mover, orders, limit))
+
+    def cancel_circles(self, limit: int) -> tuple[Transfer, ...]:
+        """Plan to call home, by exchanges, what instances lent each other in circles.
+
+        Works with every pool full. `commit` and `abort` as for `move`.
+        """
+        self.beat()
+        return tuple(circles(self.mover, self.gmanager, limit))
+
+    def recall(self, instance: int, count: int, limit: int) -> tuple[Transfer, ...]:
+        """Plan to free blocks that an instance lent: home if possible, else to other creditors.
+
+        Args:
+            instance: The creditor, which needs memory.
+            count: Blocks to free at most.
+            limit: Blocks to move at most; a block may need others to make room at home.
+
+        Raises:
+            InvariantError: There is no such instance.
+        """
+        self._rmanager(instance)
+        self.beat()
+        return tuple(recalled(self.mover, self.gmanager, instance, count, limit))
+
+    def commit(self, transfers: Sequence[Transfer]) -> tuple[Transfer, ...]:
+        """Make planned transfers true, but for those whose blocks changed hands meanwhile.
+
+        Returns:
+            Those that are true now. Exactly these must be copied on the devices, all sources
+            read before any destination is written, and named by `by_sequence` in block tables,
+            before the next step is planned.
+        """
+        return self.mover.commit(transfers)
+
+    def abort(self, transfers: Sequence[Transfer]) -> None:
+        """Drop planned transfers, and let go what is reserved for them."""
+        self.mover.abort(transfers)
+
+    def epoch(self, place: Place) -> int:
+        """Tell how often a block has changed hands."""
+        return self._rmanager(place.instance).epoch(place.index)
+
+    def check_plan(self, named: Iterable[tuple[SequenceKey, Place, int]]) -> None:
+        """Verify that a step plan names only blocks that its sequences hold, in their epochs.
+
+        Args:
+            named: Sequence, place, and the place's epoch when the sequence's table got it.
+
+        Raises:
+            InvariantError: A block changed hands, or is not the sequence's.
+        """
+        for sequence, place, epoch in named:
+            rmanager = self._rmanager(place.instance)
+            if not rmanager.holds(self._holder(sequence), place.index):
+                raise InvariantError(f"plan names {place}, which sequence {sequence} does not hold")
+            if rmanager.epoch(place.index) != epoch:
+                raise InvariantError(
+                    f"plan names {place} of epoch {epoch}, it is {rmanager.epoch(place.index)}"
+                )
 
     def usage(self) -> list[Usage]:
         """List every instance's blocks by state."""
         self.beat()
-        ledger = self.gmanager.ledger
-        return [
-            Usage(
-                total=row.num_blocks,
-                free=row.num_free,
-                held=row.num_blocks - row.num_free,
-                lent=sum(row.lent.values()),
-                borrowed=sum(ledger.borrowed(instance).values()),
-            )
-            for instance, row in enumerate(map(ledger.row, range(self.num_instances)))
-        ]
+        return [usage_of(self.gmanager.ledger, i) for i in range(self.num_instances)]
 
     def placement(self) -> dict[str, dict[int, int]]:
         """List blocks by request and instance, each under the request charged for it."""

@@ -16,6 +16,8 @@ class Row(NamedTuple):
         num_free: Blocks nobody holds.
         num_lendable: Blocks it would lend.
         lent: Blocks lent, by debtor.
+        num_reserved: Blocks kept for moves under way.
+        batch: Tokens its running sequences compute there in one decode step.
     """
 
     number: int = 0
@@ -23,6 +25,8 @@ class Row(NamedTuple):
     num_free: int = 0
     num_lendable: int = 0
     lent: Mapping[int, int] = MappingProxyType({})
+    num_reserved: int = 0
+    batch: int = 0
 
 
 class Ledger:
@@ -49,6 +53,8 @@ class Ledger:
             num_free=heartbeat.num_free,
             num_lendable=heartbeat.num_lendable,
             lent={loan.debtor: loan.num_blocks for loan in heartbeat.loans},
+            num_reserved=heartbeat.num_reserved,
+            batch=heartbeat.batch,
         )
         return True
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from distkv_jax.cache.block import BlockPool
 from distkv_jax.cache.charges import Account, Charges, Holder
-from distkv_jax.cache.messages import Entry, Heartbeat, Loan
+from distkv_jax.cache.messages import Entry, Heartbeat, Loan, ReservationId
+from distkv_jax.cache.reservations import Reservation, Reservations
 from distkv_jax.errors import ConfigError, InvariantError, LendRefused, OutOfBlocks
 
 
@@ -14,10 +15,17 @@ class RManager:
 
     Local and remote requests come through the same calls; what differs is that a remote one is
     refused when free blocks are short or more than `lend_cap` would be lent. It is never
-    passed on to another instance.
+    passed on to another instance. For moves
+    between instances see `protocol`.
 
-    Invariant: the pool counts exactly the holders recorded here, and each held block is
-    charged once.
+    Invariant: the pool counts exactly the holders recorded here, each held block is charged
+    once, and each reserved block belongs to one reservation.
+
+    Attributes:
+        instance: Which one.
+        lend_cap: Blocks that it lends at most.
+        num_beats: Heartbeats so far.
+        reservations: For moves to this instance.
     """
 
     def __init__(self, instance: int, num_blocks: int, lend_cap: int) -> None:
@@ -26,6 +34,9 @@ class RManager:
         self.instance = instance
         self.lend_cap = lend_cap
         self.num_beats = 0
+        self._batch = 0
+        self._is_news = False
+        self.reservations = Reservations()
         self._pool = BlockPool(num_blocks)
         self._charges = Charges(instance, num_blocks)
         self._blocks: dict[Holder, dict[int, None]] = {}
@@ -41,9 +52,18 @@ class RManager:
         return self._pool.num_free
 
     @property
+    def num_reserved(self) -> int:
+        """Blocks kept for moves under way."""
+        return self._pool.num_reserved
+
+    @property
     def num_lendable(self) -> int:
-        """Blocks that would be lent now; none where passed-on charges exceed the cap."""
-        return max(0, min(self.num_free, self.lend_cap - self._charges.num_lent))
+        """Blocks that would be lent now; none where passed-on charges exceed the cap.
+
+        What is reserved for other homes counts as lent.
+        """
+        promised = self.reservations.num_reserved(except_home=self.instance)
+        return max(0, min(self.num_free, self.lend_cap - self._charges.num_lent - promised))
 
     @property
     def lent(self) -> Mapping[int, int]:
@@ -53,7 +73,17 @@ class RManager:
     @property
     def has_changed(self) -> bool:
         """Whether the next heartbeat has something to say."""
-        return self._charges.has_changed
+        return self._is_news or self._charges.has_changed
+
+    @property
+    def batch(self) -> int:
+        """Tokens that running sequences compute here in one decode step."""
+        return self._batch
+
+    @batch.setter
+    def batch(self, batch: int) -> None:
+        self._is_news = self._is_news or batch != self._batch
+        self._batch = batch
 
     @property
     def holders(self) -> Iterable[Holder]:
@@ -67,6 +97,22 @@ class RManager:
     def lendable(self, home: int) -> int:
         """Tell how many blocks a sequence of `home` could be given now."""
         return self.num_free if home == self.instance else self.num_lendable
+
+    def epoch(self, block: int) -> int:
+        """Tell how often `block` has changed hands."""
+        return self._pool.epoch(block)
+
+    def charged(self, block: int) -> Holder | None:
+        """Look up who is charged for `block`; nobody where nobody holds it."""
+        return self._charges.charged(block)
+
+    def line(self, block: int) -> tuple[Holder, ...]:
+        """List who holds `block`: the one charged, then its heirs in order."""
+        return self._charges.line(block)
+
+    def holds(self, holder: Holder, block: int) -> bool:
+        """Whether a sequence holds `block`."""
+        return block in self._blocks.get(holder, {})
 
     def allocate(self, holder: Holder, count: int) -> tuple[int, ...]:
         """Hold `count` free blocks for a sequence.
@@ -135,6 +181,53 @@ class RManager:
         if holder in self._blocks:
             self.release(holder, tuple(self._blocks[holder]))
 
+    def reserve(self, name: ReservationId, reservation: Reservation) -> tuple[int, ...]:
+        """Keep blocks for a move, which `reservation` describes; its `blocks` are chosen here.
+
+        Raises:
+            OutOfBlocks: Too few blocks are free; nothing was reserved.
+        """
+        blocks = self._pool.reserve(reservation.num_blocks)
+        self.reservations.add(name, reservation._replace(blocks=blocks))
+        self._is_news = True
+        return blocks
+
+    def tick(self, step: int) -> None:
+        """Go on to `step`: what was reserved until an earlier one is free."""
+        for reservation in self.reservations.expire(step):
+            self.drop(reservation.blocks)
+
+    def lift(self, blocks: Sequence[int]) -> dict[int, tuple[Holder, ...]]:
+        """Take blocks from everybody who holds them, to put others in their place at once.
+
+        They are nobody's, and must be given to `adopt` or `drop` before anything else happens.
+
+        Returns:
+            Who held each: the one charged, then its heirs in order.
+        """
+        self._pool.lift(blocks)
+        lines = {block: self._charges.lift(block) for block in blocks}
+        for block, line in lines.items():
+            for holder in line:
+                held = self._blocks[holder]
+                del held[block]
+                if not held:
+                    del self._blocks[holder]
+        return lines
+
+    def adopt(self, lines: Mapping[int, Sequence[Holder]]) -> None:
+        """Give reserved or lifted blocks to those who hold them now; they change hands."""
+        self._pool.hold_reserved({block: len(line) for block, line in lines.items()})
+        for block, line in lines.items():
+            self._charges.adopt(block, line)
+            for holder in line:
+                self._record(holder, [block])
+
+    def drop(self, blocks: Sequence[int]) -> None:
+        """Free reserved or lifted blocks."""
+        self._pool.free_reserved(blocks)
+        self._is_news = True
+
     def heartbeat(self, *, is_full: bool = False) -> Heartbeat:
         """Say what changed since the last heartbeat, or everything.
 
@@ -143,14 +236,17 @@ class RManager:
         """
         accounts = self.accounts() if is_full else self._charges.changed_accounts()
         self._charges.forget_changes()
+        self._is_news = False
         self.num_beats += 1
         return Heartbeat(
             instance=self.instance,
             number=self.num_beats,
             is_full=is_full,
             num_free=self.num_free,
-            num_held=self.num_blocks - self.num_free,
+            num_held=self._pool.num_held,
+            num_reserved=self.num_reserved,
             num_lendable=self.num_lendable,
+            batch=self.batch,
             loans=tuple(
                 Loan(debtor=debtor, num_blocks=count)
                 for debtor, count in sorted(self._charges.lent.items())
@@ -183,9 +279,10 @@ class RManager:
         """Verify the class invariant over all blocks.
 
         Raises:
-            InvariantError: Pool, holders and charges disagree.
+            InvariantError: Pool, reservations, holders and charges disagree.
         """
         self._pool.check()
+        self.reservations.check(self._pool.reserved)
         counts = Counter(block for blocks in self._blocks.values() for block in blocks)
         for block in range(self.num_blocks):
             if counts[block] != self._pool.count(block):

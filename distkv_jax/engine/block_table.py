@@ -1,5 +1,7 @@
 """A sequence's blocks: in token order, and as a growing list per instance ready for the plan."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from distkv_jax.cache.block import Place
@@ -107,20 +109,30 @@ class BlockTable:
         self.num_dropped = max(self.num_dropped, keep)
         return dropped
 
-    def move(self, source: Place, destination: Place) -> None:
-        """Say that a block lives elsewhere from now on.
+    def relocate(self, moves: Mapping[Place, Place]) -> None:
+        """Say that blocks live elsewhere from now on, all at once: two may have changed places.
 
         Raises:
-            ValueError: The table does not hold it.
+            KeyError: The table does not hold one of them; nothing has changed.
         """
-        index = self.places.index(source, self.num_dropped)
-        start = index * self.block_size
-        self.places[index] = destination
-        local = self.local[source.instance]
-        local.remove(start)
-        if not len(local.ids):
-            del self.local[source.instance]
-        self.local.setdefault(destination.instance, LocalBlocks()).insert(destination.index, start)
+        found = {
+            place: index
+            for index, place in enumerate(self.places)
+            if place in moves and index >= self.num_dropped
+        }
+        missing = moves.keys() - found.keys()
+        if missing:
+            raise KeyError(f"the table does not hold {sorted(missing)}")
+        for source, index in found.items():
+            self.local[source.instance].remove(index * self.block_size)
+        for source, index in found.items():
+            destination = moves[source]
+            self.places[index] = destination
+            local = self.local.setdefault(destination.instance, LocalBlocks())
+            local.insert(destination.index, index * self.block_size)
+        for instance in {source.instance for source in moves}:
+            if not len(self.local[instance].ids):
+                del self.local[instance]
 
     @property
     def held(self) -> tuple[Place, ...]:

@@ -15,6 +15,8 @@ from distkv_jax.engine.implementation import implementation_for
 from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pool_spec import PoolSpec, pool_spec
+from distkv_jax.engine.pressure import Pressure
+from distkv_jax.engine.rebalance import Rebalancer
 from distkv_jax.engine.runner import Progress, Runner
 from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.engine.scheduler import Scheduler
@@ -52,11 +54,12 @@ def build_engine(
         seed=config.seed,
     )
     window = model.config.sliding_window
+    pressure = Pressure(coordinator, patience=config.plan_period)
     return Engine(
         runner=runner,
         coordinator=coordinator,
         scheduler=Scheduler(
-            coordinator, placer, shapes, num_slots=config.max_num_seqs, window=window
+            coordinator, placer, shapes, pressure, num_slots=config.max_num_seqs, window=window
         ),
         encoder=Encoder(
             shapes,
@@ -64,6 +67,15 @@ def build_engine(
             block_size=config.block_size,
             num_slots=config.max_num_seqs,
             window=window,
+        ),
+        rebalancer=Rebalancer(
+            coordinator,
+            runner,
+            pressure,
+            block_size=config.block_size,
+            tokens_per_step=config.move_tokens_per_step,
+            period=config.plan_period,
+            planner=None,
         ),
         admission=admission,
         collector=Collector(model.tokenizer),

@@ -32,11 +32,18 @@ class EngineConfig:
         max_num_batched_tokens: Prompt tokens each instance computes in a step, rounded up to whole
             tiles of 64; `LLM` takes 128 on a mesh of simulated instances.
         max_num_queued_reqs: Requests that may wait; more are refused.
+        max_num_queued_tokens: Prompt tokens that may wait; None for any number. A request that
+            finds nobody waiting is taken in however long it is.
         pooling: Whether a sequence may have blocks on other instances than its home.
         lend_cap: Blocks an instance lends at most; None for all of them.
         placement: Where new blocks go.
         spread_tokens: Prompts longer than this are spread over instances even when home could hold
             them; None takes `max_num_batched_tokens`.
+        move_tokens_per_step: Tokens of KV that may move between instances with each step; unused
+            ones add up for a while. 0 moves only what a sequence could not go on without.
+        plan_period: Steps between two looks at who should hold what.
+        planner: Whether blocks are moved to make steps faster; debts in circles are called home and
+            loans recalled either way.
         scheduling_policy: Order of the queue.
         seed: Seed of sequences that name none, and of random placement.
         warm_up: Compile every program at start; without, each compiles when first needed.
@@ -52,10 +59,14 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_num_queued_reqs: int = 65536
+    max_num_queued_tokens: int | None = None
     pooling: bool = True
     lend_cap: int | None = None
     placement: Placement = "home"
     spread_tokens: int | None = None
+    move_tokens_per_step: int = 16
+    plan_period: int = 32
+    planner: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
     seed: int = 0
     warm_up: bool = True
@@ -77,15 +88,21 @@ class EngineConfig:
                 raise ConfigError(f"{field.name}={value!r} must be of type {kind.__name__}")
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size} must be a power of two")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_num_queued_reqs",
+            "plan_period",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("num_blocks", "max_model_len", "spread_tokens"):
+        for name in ("num_blocks", "max_model_len", "max_num_queued_tokens", "spread_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1 or None")
-        if self.max_step_failures < 0:
-            raise ConfigError(f"max_step_failures={self.max_step_failures} must be at least 0")
+        for name in ("max_step_failures", "move_tokens_per_step"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")
         if self.lend_cap is not None and self.lend_cap < 0:
             raise ConfigError(f"lend_cap={self.lend_cap} must be at least 0 or None")
         if not 0 < self.device_memory_fraction <= 1:

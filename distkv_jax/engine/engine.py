@@ -10,6 +10,7 @@ from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
 from distkv_jax.engine.encode import Encoder
 from distkv_jax.engine.outputs import Update
+from distkv_jax.engine.rebalance import MoveStats, Rebalancer
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.runner import InFlight, Runner
 from distkv_jax.engine.sampler_state import slot_row
@@ -30,6 +31,7 @@ class EngineStats:
         num_generated_tokens: Tokens given out.
         num_preemptions: Sequences whose blocks were taken for older ones.
         num_failed_steps: Steps that raised; their sequences were prefilled again.
+        moved: Blocks moved between instances, by what asked for it.
         host_s: Seconds the host spent planning, encoding, dispatching and collecting.
         wait_s: Seconds it waited for the device.
     """
@@ -41,6 +43,7 @@ class EngineStats:
     num_generated_tokens: int = 0
     num_preemptions: int = 0
     num_failed_steps: int = 0
+    moved: MoveStats = MoveStats()
     host_s: float = 0.0
     wait_s: float = 0.0
 
@@ -60,6 +63,7 @@ class Engine:
         coordinator: Coordinator,
         scheduler: Scheduler,
         encoder: Encoder,
+        rebalancer: Rebalancer,
         admission: Admission,
         collector: Collector,
         max_step_failures: int,
@@ -69,6 +73,7 @@ class Engine:
         self.runner = runner
         self._scheduler = scheduler
         self._encoder = encoder
+        self._rebalancer = rebalancer
         self.admission = admission
         self._collector = collector
         self._max_step_failures = max_step_failures
@@ -129,6 +134,7 @@ class Engine:
         waited_before = self.stats.wait_s
         previous, self._in_flight = self._in_flight, None
         try:
+            self._rebalancer.step(self._scheduler.running)
             plan = self._scheduler.schedule()
             self._check_progress(plan, previous)
             self._in_flight = self._dispatch(plan)
@@ -139,6 +145,7 @@ class Engine:
             updates += self._recover(str(error))
         self.coordinator.beat()
         self.stats.num_preemptions = self._scheduler.num_preemptions
+        self.stats.moved = self._rebalancer.stats
         waited = self.stats.wait_s - waited_before
         self.stats.host_s += time.perf_counter() - begin - waited
         self._audit_when_idle()
@@ -155,6 +162,8 @@ class Engine:
     def _check_progress(self, plan: StepPlan, previous: InFlight | None) -> None:
         """Refuse to wait for something that nothing will bring."""
         is_empty = not plan.decodes and not plan.prefills
+        if is_empty and self._rebalancer.pressure.urgent:
+            return
         if is_empty and previous is None and self._requests:
             raise InvariantError(
                 f"nothing can run: {self.num_waiting} waiting, {self.num_running} running, "

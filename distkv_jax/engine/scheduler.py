@@ -13,6 +13,7 @@ from distkv_jax.cache.block import Place
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.budget import Budget
 from distkv_jax.engine.placer import Placer
+from distkv_jax.engine.pressure import Pressure
 from distkv_jax.engine.sequence import Sequence, State
 from distkv_jax.engine.shapes import ShapeTable
 from distkv_jax.errors import OutOfBlocks
@@ -64,6 +65,7 @@ class Scheduler:
         coordinator: Coordinator,
         placer: Placer,
         shapes: ShapeTable,
+        pressure: Pressure,
         *,
         num_slots: int,
         window: int | None,
@@ -71,6 +73,7 @@ class Scheduler:
         self.coordinator = coordinator
         self.placer = placer
         self.shapes = shapes
+        self.pressure = pressure
         self.window = window
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -203,8 +206,12 @@ class Scheduler:
             try:
                 self.placer.grow(sequence)
             except OutOfBlocks:
-                if not may_preempt or not self._make_room(sequence):
+                if not may_preempt or self.pressure.wait(sequence.home):
                     return []
+                if not self._make_room(sequence):
+                    return []
+            else:
+                self._note_pressure(sequence)
         instance = sequence.table.place_of(start).instance
         if not budget.take_decode(instance, sequence.table):
             return []
@@ -215,7 +222,9 @@ class Scheduler:
     def _prefill(self, sequence: Sequence, budget: Budget, may_preempt: bool) -> list[Piece]:
         """Continue a prompt with as many tokens as instances have budget and blocks for."""
         spans, is_out_of_blocks = self.placer.place_prompt(sequence, budget)
-        while not spans and is_out_of_blocks and may_preempt and self._make_room(sequence):
+        while not spans and is_out_of_blocks and may_preempt:
+            if self.pressure.wait(sequence.home) or not self._make_room(sequence):
+                break
             spans, is_out_of_blocks = self.placer.place_prompt(sequence, budget)
         pieces = []
         for span in spans:
@@ -239,6 +248,11 @@ class Scheduler:
             dropped = sequence.table.drop_before(first_visible)
             if dropped:
                 self.coordinator.release(sequence.key, dropped)
+
+    def _note_pressure(self, sequence: Sequence) -> None:
+        """Where a sequence has just borrowed, its home may want back what it lent itself."""
+        if sequence.table.places[-1].instance != sequence.home and self.placer.policy == "home":
+            self.pressure.note(sequence.home)
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempt the latest arrival whose blocks can help; False when that is itself."""

@@ -39,10 +39,23 @@ def test_view_is_not_judged_while_news_are_on_the_way():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_blocks": 5}, r"\(5, 2, 2, {1: 2}\) of instance 0, expected \(4, 2, 2, {1: 2}\)"),
-        ({"num_free": 1}, r"\(4, 1, 2, {1: 2}\) of instance 0, expected \(4, 2, 2, {1: 2}\)"),
-        ({"num_lendable": 1}, r"\(4, 2, 1, {1: 2}\) of instance 0, expected \(4, 2, 2, {1: 2}\)"),
-        ({"lent": {1: 1}}, r"\(4, 2, 2, {1: 1}\) of instance 0, expected \(4, 2, 2, {1: 2}\)"),
+        (
+            {"num_blocks": 5},
+            r"\(5, 2, 0, 2, {1: 2}\) of instance 0, expected \(4, 2, 0, 2, {1: 2}\)",
+        ),
+        ({"num_free": 1}, r"\(4, 1, 0, 2, {1: 2}\) of instance 0, expected \(4, 2, 0, 2, {1: 2}\)"),
+        (
+            {"num_lendable": 1},
+            r"\(4, 2, 0, 1, {1: 2}\) of instance 0, expected \(4, 2, 0, 2, {1: 2}\)",
+        ),
+        (
+            {"num_reserved": 1},
+            r"\(4, 2, 1, 2, {1: 2}\) of instance 0, expected \(4, 2, 0, 2, {1: 2}\)",
+        ),
+        (
+            {"lent": {1: 1}},
+            r"\(4, 2, 0, 2, {1: 1}\) of instance 0, expected \(4, 2, 0, 2, {1: 2}\)",
+        ),
     ],
 )
 def test_wrong_ledger_is_found(change: dict, message: str):
@@ -51,7 +64,7 @@ def test_wrong_ledger_is_found(change: dict, message: str):
     ledger._rows[0] = ledger.row(0)._replace(**change)
 
     with pytest.raises(
-        InvariantError, match=rf"^ledger says \(total, free, lendable, lent\) {message}$"
+        InvariantError, match=rf"^ledger says \(total, free, reserved, lendable, lent\) {message}$"
     ):
         check_view(gmanager, rmanager)
 

@@ -88,8 +88,8 @@ def test_one_wrong_block_changes_none(operation: str, blocks: list[int], message
 @pytest.mark.parametrize(
     ("counts", "free", "message"),
     [
-        ([1, 1, 0], [2, 1], "2 held \\+ 2 free blocks, expected 3"),
-        ([1, 0, 0], [2], "1 held \\+ 1 free blocks, expected 3"),
+        ([1, 1, 0], [2, 1], "2 held \\+ 0 reserved \\+ 2 free blocks, expected 3"),
+        ([1, 0, 0], [2], "1 held \\+ 0 reserved \\+ 1 free blocks, expected 3"),
         ([1, 0, 0], [2, 2], "a block is in the free list twice"),
         ([1, 0, 0], [0, 2], "block 0 is free with count 1"),
     ],

@@ -410,7 +410,9 @@ def test_check_covers_every_rmanager_and_view():
         coordinator.check()
 
     coordinator.rmanagers[1]._pool._free.pop()
-    with pytest.raises(InvariantError, match=r"^0 held \+ 3 free blocks, expected 4$"):
+    with pytest.raises(
+        InvariantError, match=r"^0 held \+ 0 reserved \+ 3 free blocks, expected 4$"
+    ):
         coordinator.check()
 
 

@@ -23,7 +23,7 @@ def make_heartbeat(
 
 
 def test_unheard_instance_has_nothing():
-    assert Ledger(2).row(1) == Row(0, 0, 0, 0, {})
+    assert Ledger(2).row(1) == Row(0, 0, 0, 0, {}, 0, 0)
     assert Ledger(2).borrowed(0) == {}
 
 

@@ -223,5 +223,7 @@ def test_check_finds_a_broken_pool_and_broken_charges():
         rmanager.check()
 
     rmanager._pool._free.pop()
-    with pytest.raises(InvariantError, match=r"^1 held \+ 6 free blocks, expected 8$"):
+    with pytest.raises(
+        InvariantError, match=r"^1 held \+ 0 reserved \+ 6 free blocks, expected 8$"
+    ):
         rmanager.check()

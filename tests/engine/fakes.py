@@ -1,5 +1,6 @@
 """An engine whose devices are a formula, and a tokenizer whose tokens are bytes."""
 
+from collections.abc import Sequence as Several
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from distkv_jax.engine.collector import Collector
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.encode import Encoded, Encoder
 from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.moves import Copy
 from distkv_jax.engine.placer import Placer
+from distkv_jax.engine.pressure import Pressure
+from distkv_jax.engine.rebalance import Rebalancer
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.runner import InFlight, Runner
 from distkv_jax.engine.sampler import Sampled
@@ -86,6 +90,7 @@ class FakeRunner(Runner):
         fail: The next dispatches fail while it is above 0.
         slots: Slots that were set.
         num_resets: How often pools were let go.
+        num_moved: Blocks copied.
     """
 
     def __init__(self, num_instances: int) -> None:
@@ -94,6 +99,7 @@ class FakeRunner(Runner):
         self.fail = 0
         self.slots: list[int] = []
         self.num_resets = 0
+        self.num_moved = 0
 
     @property
     def num_instances(self) -> int:
@@ -104,6 +110,9 @@ class FakeRunner(Runner):
 
     def set_slot(self, slot: int, row: SlotRow) -> None:
         self.slots.append(slot)
+
+    def move(self, copies: Several[Copy]) -> None:
+        self.num_moved += len(copies)
 
     def dispatch(self, encoded: Encoded) -> InFlight:
         if self.fail:
@@ -165,11 +174,13 @@ def make_engine(
         step_tokens=8 * num_instances,
         seed=0,
     )
+    pressure = Pressure(coordinator, patience=config.plan_period)
+    runner = FakeRunner(num_instances)
     return Engine(
-        runner=FakeRunner(num_instances),
+        runner=runner,
         coordinator=coordinator,
         scheduler=Scheduler(
-            coordinator, placer, shapes, num_slots=config.max_num_seqs, window=None
+            coordinator, placer, shapes, pressure, num_slots=config.max_num_seqs, window=None
         ),
         encoder=Encoder(
             shapes,
@@ -177,6 +188,15 @@ def make_engine(
             block_size=config.block_size,
             num_slots=config.max_num_seqs,
             window=None,
+        ),
+        rebalancer=Rebalancer(
+            coordinator,
+            runner,
+            pressure,
+            block_size=config.block_size,
+            tokens_per_step=config.move_tokens_per_step,
+            period=config.plan_period,
+            planner=None,
         ),
         admission=Admission(config, model_config(), coordinator, byte_tokenizer()),
         collector=Collector(byte_tokenizer()),

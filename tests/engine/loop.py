@@ -8,10 +8,13 @@ from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.config import Placement
 from distkv_jax.engine.encode import Encoded, Encoder
 from distkv_jax.engine.placer import Placer
+from distkv_jax.engine.pressure import Pressure
+from distkv_jax.engine.rebalance import Planner, Rebalancer
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.scheduler import Piece, Scheduler, StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, SequenceKey, State
 from distkv_jax.engine.shapes import ShapeTable
+from tests.engine.contents import Contents
 
 BLOCK_SIZE = 4
 MANY_STEPS = 2000
@@ -63,6 +66,8 @@ class Loop:
         pooling: bool = True,
         lend_cap: int | None = None,
         spread_tokens: int = 8,
+        move_tokens: int = 0,
+        planner: Planner | None = None,
         inspect: Callable[[StepPlan, Encoded], None] | None = None,
     ) -> None:
         self.num_instances = num_instances
@@ -87,8 +92,24 @@ class Loop:
             step_tokens=prefill_tiles * tile * num_instances,
             seed=0,
         )
+        pressure = Pressure(self.coordinator, patience=1)
+        self.contents = Contents(BLOCK_SIZE)
+        self.rebalancer = Rebalancer(
+            self.coordinator,
+            self.contents,
+            pressure,
+            block_size=BLOCK_SIZE,
+            tokens_per_step=move_tokens,
+            period=2,
+            planner=planner,
+        )
         self.scheduler = Scheduler(
-            self.coordinator, placer, self.shapes, num_slots=num_slots, window=window
+            self.coordinator,
+            placer,
+            self.shapes,
+            pressure,
+            num_slots=num_slots,
+            window=window,
         )
         self.encoder = Encoder(
             self.shapes,
@@ -147,6 +168,8 @@ class Loop:
     def step(self) -> StepPlan:
         """Plan a step, then read the one before."""
         assert self.num_steps < MANY_STEPS, "livelock"
+        self.rebalancer.step(self.scheduler.running)
+        self.check()
         before = [(sequence, sequence.home) for sequence in self.scheduler.running]
         plan = self.scheduler.schedule()
         self._check_preemptions(before, plan)
@@ -154,6 +177,7 @@ class Loop:
         previous, self.in_flight = self.in_flight, None
         if plan.decodes or plan.prefills:
             self.in_flight = plan
+            self.contents.run(pieces_of(plan), self.window)
             encoded = self.encoder.encode(plan, self.num_instances)
             if self.inspect is not None:
                 self.inspect(plan, encoded)

@@ -78,7 +78,7 @@ def test_those_histories_do_preempt() -> None:
         loop.add(5, 12)
     loop.run()
 
-    assert loop.scheduler.num_preemptions > 3
+    assert loop.scheduler.num_preemptions >= 3
 
 
 # Preemption

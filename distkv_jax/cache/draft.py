@@ -1,0 +1,133 @@
+"""A placement to try things on: blocks of requests on instances, and what a step would take."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from distkv_jax.cache.performance import StepModel
+from distkv_jax.cache.view import View
+
+
+class Move(NamedTuple):
+    """Blocks of one request that go from one instance to another.
+
+    Attributes:
+        request: Index of the request in the view.
+        source: Where they are.
+        destination: Where they go.
+        num_blocks: At least 1.
+    """
+
+    request: int
+    source: int
+    destination: int
+    num_blocks: int
+
+
+class Draft:
+    """Follows moves without making any, and takes them back.
+
+    An instance's seconds are an exact sum, so they depend on the placement only and not on the
+    way to it: a plan made from the placement that a plan led to begins where that one ended.
+
+    Attributes:
+        blocks: For each request, its blocks by instance.
+        free: For each instance, blocks nobody would hold.
+        lendable: For each instance, blocks it would lend.
+        growth: For each instance, blocks that its running sequences will take in a period.
+        seconds: For each instance, its part of a step.
+        num_spanning: Requests with blocks on several instances.
+    """
+
+    def __init__(self, view: View, model: StepModel, *, block_size: int, period: int) -> None:
+        self.homes = [request.home for request in view.requests]
+        self.blocks = [dict(request.blocks) for request in view.requests]
+        self.free = [instance.num_free for instance in view.instances]
+        self.lendable = [instance.num_lendable for instance in view.instances]
+        self.growth = [-(-instance.batch * period // block_size) for instance in view.instances]
+        self.requests_on: list[set[int]] = [set() for _ in view.instances]
+        for request, blocks in enumerate(self.blocks):
+            for instance in blocks:
+                self.requests_on[instance].add(request)
+        self.num_spanning = sum(len(blocks) > 1 for blocks in self.blocks)
+        self._model = model
+        self._block_size = block_size
+        self._base = [model.base_s(instance.batch) for instance in view.instances]
+        self._attention: dict[int, float] = {}
+        self.seconds = [self._sum(instance) for instance in range(len(view.instances))]
+
+    @property
+    def slowest_s(self) -> float:
+        """Seconds of the slowest instance."""
+        return max(self.seconds, default=0.0)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step: the slowest instance's, and what travels."""
+        return self.slowest_s + self._model.communication_s(self.num_spanning)
+
+    def attention_s(self, num_blocks: int) -> float:
+        """Seconds of one token's attention over so many blocks of one instance."""
+        seconds = self._attention.get(num_blocks)
+        if seconds is None:
+            seconds = self._model.attention_s(num_blocks * self._block_size)
+            self._attention[num_blocks] = seconds
+        return seconds
+
+    def spare(self, instance: int, home: int) -> int:
+        """Blocks that an instance can take of a home's requests and still grow for a period."""
+        room = self.free[instance] - self.growth[instance]
+        return room if instance == home else min(room, self.lendable[instance])
+
+    def movable(self, request: int, instance: int) -> int:
+        """Blocks that may leave an instance: all but one, which may be written to."""
+        return self.blocks[request].get(instance, 0) - 1
+
+    def longest_on(self, instance: int) -> Iterator[int]:
+        """List the requests with blocks on an instance, most blocks first."""
+        yield from sorted(
+            self.requests_on[instance],
+            key=lambda request: (-self.blocks[request][instance], request),
+        )
+
+    def seconds_after(self, move: Move) -> tuple[float, float]:
+        """Predict the seconds of source and destination after a move."""
+        blocks = self.blocks[move.request]
+        here, there = blocks[move.source], blocks.get(move.destination, 0)
+        saved = self.attention_s(here) - self.attention_s(here - move.num_blocks)
+        added = self.attention_s(there + move.num_blocks) - self.attention_s(there)
+        return self.seconds[move.source] - saved, self.seconds[move.destination] + added
+
+    def apply(self, move: Move) -> None:
+        """Make a move."""
+        request, source, destination, count = move
+        blocks, home = self.blocks[request], self.homes[request]
+        self.num_spanning -= len(blocks) > 1
+        blocks[source] -= count
+        blocks[destination] = blocks.get(destination, 0) + count
+        self.requests_on[destination].add(request)
+        if not blocks[source]:
+            del blocks[source]
+            self.requests_on[source].remove(request)
+        self.num_spanning += len(blocks) > 1
+        # A loan that ends can be made again; a block of its own that goes only adds free space.
+        if source != home or self.lendable[source] == self.free[source]:
+            self.lendable[source] += count
+        if destination != home:
+            self.lendable[destination] -= count
+        self.free[source] += count
+        self.free[destination] -= count
+        self.lendable[destination] = min(self.lendable[destination], self.free[destination])
+        for instance in (source, destination):
+            self.seconds[instance] = self._sum(instance)
+
+    def _sum(self, instance: int) -> float:
+        return math.fsum(
+            [
+                self._base[instance],
+                *(
+                    self.attention_s(self.blocks[request][instance])
+                    for request in self.requests_on[instance]
+                ),
+            ]
+        )
