@@ -16,7 +16,7 @@ from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pool_spec import PoolSpec, pool_spec
 from distkv_jax.engine.pressure import Pressure
-from distkv_jax.engine.rebalance import Rebalancer
+from distkv_jax.engine.rebalance import Planner, Rebalancer
 from distkv_jax.engine.runner import Progress, Runner
 from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.engine.scheduler import Scheduler
@@ -75,7 +75,7 @@ def build_engine(
             block_size=config.block_size,
             tokens_per_step=config.move_tokens_per_step,
             period=config.plan_period,
-            planner=None,
+            planner=make_planner(config, coordinator),
         ),
         admission=admission,
         collector=Collector(model.tokenizer),
@@ -124,6 +124,11 @@ def device_bytes(mesh: Mesh) -> int | None:
     """Memory of each device of a mesh; None where that cannot be asked, as on CPU."""
     stats = mesh.local_devices[0].memory_stats()
     return None if stats is None else stats.get("bytes_limit")
+
+
+def make_planner(config: EngineConfig, coordinator: Coordinator) -> Planner | None:
+    """What orders moves, if anything does."""
+    return None
 
 
 def spec_of(model: LoadedModel, mesh: Mesh, config: EngineConfig, num_blocks: int) -> PoolSpec:

@@ -1,0 +1,82 @@
+"""Blocks that move while sequences run never change what is generated."""
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from distkv_jax.cache.messages import MoveKVCache
+from distkv_jax.engine import build
+from distkv_jax.engine.sequence import Sequence
+from tests.llm.engines import Greedy, greedy, make_llm, mixed_prompts, num_ties
+
+PROMPTS = mixed_prompts()
+
+
+class RandomPlanner:
+    """Orders some blocks of every request anywhere; needs two instances."""
+
+    def __init__(self, num_instances: int) -> None:
+        self.num_instances = num_instances
+        self.random = random.Random(0)
+
+    def plan(self, running: Iterable[Sequence]) -> list[MoveKVCache]:
+        orders = []
+        for sequence in running:
+            source, destination = self.random.sample(range(self.num_instances), 2)
+            orders.append(
+                MoveKVCache(
+                    request_id=sequence.key.request_id,
+                    num_blocks=self.random.randint(1, 3),
+                    source=source,
+                    destination=destination,
+                )
+            )
+        return orders
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Greedy]:
+    """One instance, one prompt after the other."""
+    with make_llm(mesh="cpu-1", num_blocks=64) as llm:
+        return [greedy(llm, [prompt])[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mesh": "cpu-2"},
+        {"mesh": "cpu-8", "num_blocks": 24},
+        {"mesh": "cpu-2x2"},
+        {"mesh": "cpu-2", "num_blocks": 12},
+        {"mesh": "cpu-2", "kv_cache_dtype": "int8"},
+    ],
+    ids=["2x1", "8x1", "2x2", "with preemption", "quantised"],
+)
+def test_moves_at_random_steps_give_the_same_tokens(
+    settings: dict[str, Any], expected: list[Greedy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "kv_cache_dtype" in settings:
+        with make_llm(mesh="cpu-1", num_blocks=64, kv_cache_dtype="int8") as llm:
+            expected = greedy(llm, PROMPTS)
+    monkeypatch.setattr(
+        build,
+        "make_planner",
+        lambda config, coordinator: RandomPlanner(coordinator.num_instances),
+    )
+    with make_llm(**settings, plan_period=1, move_tokens_per_step=64) as llm:
+        found = greedy(llm, PROMPTS)
+        stats = llm.stats()
+
+    assert stats.moved.planned > 20
+    assert num_ties(expected, found) == 0
+
+
+def test_recalled_loans_give_the_same_tokens(expected: list[Greedy]) -> None:
+    with make_llm(mesh="cpu-2", num_blocks=20, move_tokens_per_step=64, lend_cap=12) as llm:
+        found = greedy(llm, PROMPTS)
+        stats = llm.stats()
+
+    assert stats.moved.recalled > 0
+    assert num_ties(expected, found) == 0
