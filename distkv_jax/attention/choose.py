@@ -85,7 +85,7 @@ def choose_implementation(
 
 def best_of(device: Device) -> str:
     """Name the best implementation of a kind of device, whatever the calls."""
-    if device.platform == "gpu":
+    if device.platform in ("gpu", "cuda"):
         # Mosaic's matrix instructions are Hopper's.
         return "gpu" if getattr(device, "compute_capability", "").startswith("9.") else "triton"
     return device.platform if device.platform in ("cpu", "tpu") else "xla"

@@ -7,11 +7,17 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.micro_attention.contract import Row, check_shapes
 from pallas_kernels.micro_attention.cpu import micro_attention_cpu
+from pallas_kernels.micro_attention.gpu import micro_attention_gpu
 from pallas_kernels.micro_attention.partial import Partial
+from pallas_kernels.micro_attention.tpu import micro_attention_tpu
+from pallas_kernels.micro_attention.triton import micro_attention_triton
 from pallas_kernels.micro_attention.xla import micro_attention_xla
 
 IMPLEMENTATIONS: dict[str, Callable[..., Partial]] = {
     "cpu": micro_attention_cpu,
+    "gpu": micro_attention_gpu,
+    "tpu": micro_attention_tpu,
+    "triton": micro_attention_triton,
     "xla": micro_attention_xla,
 }
 

@@ -1,10 +1,18 @@
 """The implementations that the shared suite runs, each with sizes that it can take."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+# JAX 0.10 exports this one nowhere.
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from jax.experimental.pallas import tpu as pltpu
+
 from pallas_kernels.micro_attention import Partial
-from pallas_kernels.micro_attention.cpu import micro_attention_cpu
+from pallas_kernels.micro_attention.cpu import instruction_sets, micro_attention_cpu
+from pallas_kernels.micro_attention.gpu import micro_attention_gpu
+from pallas_kernels.micro_attention.tpu import micro_attention_tpu
+from pallas_kernels.micro_attention.tpu.sizes import Sizes
 from pallas_kernels.micro_attention.xla import micro_attention_xla
 
 
@@ -22,7 +30,27 @@ class Tested(NamedTuple):
     head_dim: int = 8
 
 
+INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+# So small that a row has several fetches, of several steps, that end anywhere.
+SMALL = Sizes(cores=1, fetch_blocks=4, step_blocks=2, step_heads=1)
+
 TESTED = {
     "cpu": Tested(micro_attention_cpu),
+    # One block a step and the narrowest head: simulating is slow to compile.
+    "gpu-interpret": Tested(
+        functools.partial(micro_attention_gpu, interpret=InterpretGPUParams()), block_size=64
+    ),
+    # The smallest that the TPU takes for every dtype.
+    "tpu-interpret": Tested(
+        functools.partial(micro_attention_tpu, interpret=INTERPRET, sizes=SMALL),
+        block_size=32,
+        head_dim=64,
+    ),
     "xla": Tested(micro_attention_xla),
+} | {
+    # "cpu" is the best of these; here several vectors and a rest make up a head.
+    f"cpu-{name}": Tested(
+        functools.partial(micro_attention_cpu, instruction_set=name), block_size=8, head_dim=72
+    )
+    for name in instruction_sets()
 }
