@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lint types format clean
+.PHONY: help demo test lint types format proto clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.has-base  ## generate text on eight simulated instances that pool their KV
 	$(BIN)/distkv generate --mesh cpu-8 --block-size 16 --num-blocks 20 --max-num-seqs 8 \
@@ -27,6 +27,9 @@ format: .venv/.has-dev  ## repair what style and format can repair by themselves
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+proto: .venv/.has-dev  ## make the Python code of serve/proto again
+	$(BIN)/python -m serve.proto.make
+
 clean:  ## delete what can be made again, .venv too
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist
 
@@ -42,4 +45,24 @@ clean:  ## delete what can be made again, .venv too
 .venv/.has-%: pyproject.toml | .venv/bin/python
 	@echo "installing the project and its '$*' tools into .venv (some minutes the first time)"
 	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+# Kernels and whole steps, compiled for devices that are not here. Each in an environment of its own:
+# with a compiler for devices every other run would look for the devices.
+AOT := JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1
+
+aot-tpu: .cache/aot-tpu/.installed  ## compile for TPUs without one
+	$(AOT) .cache/aot-tpu/bin/python -m pytest tests/aot/test_tpu.py
+
+aot-gpu: .cache/aot-gpu/.installed  ## compile for H100 without one
+	$(AOT) .cache/aot-gpu/bin/python -m pytest tests/aot/test_gpu.py
+
+aot-triton: .cache/aot-triton/.installed  ## compile for A100 without one, and run the interpreter
+	$(AOT) TRITON_INTERPRET=1 .cache/aot-triton/bin/python -m pytest tests/aot/test_triton_numerics.py
+	$(AOT) .cache/aot-triton/bin/python -m pytest tests/aot/test_triton.py
+
+.cache/aot-%/.installed: pyproject.toml
+	@echo "installing the project and its 'aot-$*' tools into .cache/aot-$* (some minutes the first time)"
+	@$(PYTHON) -m venv .cache/aot-$*
+	@.cache/aot-$*/bin/python -m pip install -qq --disable-pip-version-check --editable '.[aot-$*]'
 	@touch $@

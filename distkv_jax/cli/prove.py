@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from distkv_jax.cli.capacity import Fit
-from distkv_jax.engine.ahead import StepMemory, buckets, compile_step, topology_mesh
+from distkv_jax.engine.ahead import StepMemory, buckets, compile_step, step_memory, topology_mesh
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.errors import ConfigError
 from distkv_jax.mesh import MeshConfig
@@ -69,7 +69,7 @@ def prove(
     def compiled(shape_index: int, num_blocks: int) -> CompiledStep:
         shape = buckets(engine, mesh, num_blocks)[shape_index]
         try:
-            memory = compile_step(
+            step = compile_step(
                 model.for_tensor(mesh_config.tensor),
                 engine,
                 mesh,
@@ -79,7 +79,7 @@ def prove(
             )
         except jax.errors.JaxRuntimeError as error:
             raise ConfigError(f"{shape} does not compile: {error}") from error
-        return CompiledStep(str(shape), memory)
+        return CompiledStep(str(shape), step_memory(step))
 
     progress(0, 3, "the largest step, to count its temporaries")
     probe = compiled(-1, PROBE_BLOCKS).memory

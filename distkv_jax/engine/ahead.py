@@ -92,7 +92,7 @@ def compile_step(
     *,
     dtype: DTypeLike,
     num_blocks: int,
-) -> StepMemory:
+) -> jax.stages.Compiled:
     """Compile one step of a model, from shapes alone.
 
     Args:
@@ -102,9 +102,6 @@ def compile_step(
         shape: Bucket of the step.
         dtype: Of the weights.
         num_blocks: Blocks of each instance.
-
-    Returns:
-        What a device needs, by the compiler's count.
 
     Raises:
         jax.errors.JaxRuntimeError: The compiler refuses, as when memory does not suffice.
@@ -132,10 +129,18 @@ def compile_step(
     )
     implementation = implementation_for(model, engine, spec, mesh, weights=weights)
     options = step_options(model, implementation)
-    compiled = lower_step(decoder.graphdef, inputs, shape, mesh, options).compile()
+    return lower_step(decoder.graphdef, inputs, shape, mesh, options).compile()
+
+
+def step_memory(compiled: jax.stages.Compiled) -> StepMemory:
+    """Read what a device needs for a step.
+
+    Raises:
+        ConfigError: The compiler does not tell.
+    """
     found = compiled.memory_analysis()
     if found is None:
-        raise ConfigError(f"platform {mesh.devices.flat[0].platform!r} does not tell its memory")
+        raise ConfigError("this compiler does not tell what memory a step needs")
     return StepMemory(
         arguments=found.argument_size_in_bytes,
         temporaries=found.temp_size_in_bytes,

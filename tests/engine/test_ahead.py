@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
-from distkv_jax.engine.ahead import buckets, compile_step, topology_mesh
+from distkv_jax.engine.ahead import buckets, compile_step, step_memory, topology_mesh
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.errors import ConfigError
 from distkv_jax.mesh import MeshConfig, load_mesh_config
@@ -24,8 +24,10 @@ def test_shapes_alone_compile_to_the_step_that_runs(instance: int, tensor: int) 
     mesh = make_mesh(instance, tensor)
     shape = buckets(ENGINE, mesh, 16)[-1]
 
-    found = compile_step(
-        CONFIG.for_tensor(tensor), ENGINE, mesh, shape, dtype=np.float32, num_blocks=16
+    found = step_memory(
+        compile_step(
+            CONFIG.for_tensor(tensor), ENGINE, mesh, shape, dtype=np.float32, num_blocks=16
+        )
     )
 
     runner = make_runner(instance, tensor)
