@@ -36,9 +36,11 @@ SMALL = Sizes(cores=1, fetch_blocks=4, step_blocks=2, step_heads=1)
 
 TESTED = {
     "cpu": Tested(micro_attention_cpu),
-    # One block a step and the narrowest head: simulating is slow to compile.
+    # One block a step, since simulating is slow to compile, and the narrowest head for int8.
     "gpu-interpret": Tested(
-        functools.partial(micro_attention_gpu, interpret=InterpretGPUParams()), block_size=64
+        functools.partial(micro_attention_gpu, interpret=InterpretGPUParams()),
+        block_size=64,
+        head_dim=32,
     ),
     # The smallest that the TPU takes for every dtype.
     "tpu-interpret": Tested(
