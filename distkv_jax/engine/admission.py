@@ -12,7 +12,13 @@ from distkv_jax.engine.sampling_params import (
     tokenize_bad_words,
 )
 from distkv_jax.engine.sequence import Sequence, SequenceKey
-from distkv_jax.errors import ConfigError, PromptTooLong, QueueFull, RequestError
+from distkv_jax.errors import (
+    ConfigError,
+    DuplicateRequest,
+    PromptTooLong,
+    QueueFull,
+    RequestError,
+)
 from distkv_jax.models.config import ModelConfig
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
 
@@ -100,22 +106,33 @@ class Admission:
         names: set[str] = set()
         for request in requests:
             if request.request_id in live or request.request_id in names:
-                raise RequestError(f"request_id {request.request_id!r} is in use by a live request")
+                raise DuplicateRequest(
+                    f"request_id {request.request_id!r} is in use by a live request"
+                )
             names.add(request.request_id)
         limits = [self.check(request) for request in requests]
-        self._check_queue(len(requests), waiting)
+        self._check_queue(requests, waiting)
         return [
             self._sequences_of(request, max_tokens)
             for request, max_tokens in zip(requests, limits, strict=True)
         ]
 
-    def _check_queue(self, count: int, waiting: list[Sequence]) -> None:
-        limit = self._config.max_num_queued_reqs
-        if count + len(waiting) <= limit:
+    def _check_queue(self, requests: tuple[Request, ...], waiting: list[Sequence]) -> None:
+        count, limit = len(requests), self._config.max_num_queued_reqs
+        max_tokens = self._config.max_num_queued_tokens
+        if max_tokens is None and count + len(waiting) <= limit:
             return
-        num_waiting = len({sequence.key.request_id for sequence in waiting})
-        if count + num_waiting > limit:
-            raise QueueFull(f"{count} requests behind {num_waiting} waiting, limit {limit}")
+        prompts = {sequence.key.request_id: sequence.prompt_len for sequence in waiting}
+        if count + len(prompts) > limit:
+            raise QueueFull(f"{count} requests behind {len(prompts)} waiting, limit {limit}")
+        if max_tokens is None or not prompts:
+            return
+        num_new = sum(len(request.prompt_token_ids) for request in requests)
+        num_waiting = sum(prompts.values())
+        if num_new + num_waiting > max_tokens:
+            raise QueueFull(
+                f"{num_new} prompt tokens behind {num_waiting} waiting, limit {max_tokens}"
+            )
 
     def _sequences_of(self, request: Request, max_tokens: int) -> list[Sequence]:
         params = request.params

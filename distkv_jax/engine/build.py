@@ -1,11 +1,15 @@
 """Putting an engine together from a model, a mesh and a config."""
 
+import sys
+
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from distkv_jax.cache.coordinator import Coordinator
+from distkv_jax.cache.performance import StepModel
+from distkv_jax.cache.planner import Planner
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
 from distkv_jax.engine.config import EngineConfig
@@ -16,11 +20,12 @@ from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pool_spec import PoolSpec, pool_spec
 from distkv_jax.engine.pressure import Pressure
-from distkv_jax.engine.rebalance import Planner, Rebalancer
+from distkv_jax.engine.rebalance import Proposer, Rebalancer
 from distkv_jax.engine.runner import Progress, Runner
 from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.engine.scheduler import Scheduler
 from distkv_jax.engine.shapes import shape_table
+from distkv_jax.engine.step_profile import find_profile
 from distkv_jax.mesh import INSTANCE, TENSOR
 from distkv_jax.models.checkpoint import LoadedModel
 
@@ -54,6 +59,8 @@ def build_engine(
         seed=config.seed,
     )
     window = model.config.sliding_window
+    profile = find_profile(config, runner, shapes)
+    step_model = None if profile is None else StepModel(profile)
     pressure = Pressure(coordinator, patience=config.plan_period)
     return Engine(
         runner=runner,
@@ -75,10 +82,12 @@ def build_engine(
             block_size=config.block_size,
             tokens_per_step=config.move_tokens_per_step,
             period=config.plan_period,
-            planner=make_planner(config, coordinator),
+            planner=make_planner(config, step_model),
+            explain=print_line if config.explain_placement else None,
         ),
         admission=admission,
         collector=Collector(model.tokenizer),
+        step_model=step_model,
         max_step_failures=config.max_step_failures,
     )
 
@@ -126,9 +135,17 @@ def device_bytes(mesh: Mesh) -> int | None:
     return None if stats is None else stats.get("bytes_limit")
 
 
-def make_planner(config: EngineConfig, coordinator: Coordinator) -> Planner | None:
-    """What orders moves, if anything does."""
-    return None
+def make_planner(config: EngineConfig, model: StepModel | None) -> Proposer | None:
+    """What proposes moves, if anything does: as many as the budget pays for until the next plan."""
+    limit = config.move_tokens_per_step * config.plan_period // config.block_size
+    if not config.planner or model is None or not limit:
+        return None
+    return Planner(model, block_size=config.block_size, period=config.plan_period, limit=limit)
+
+
+def print_line(line: str) -> None:
+    """Print a line about placement where everything about the run goes."""
+    print(f"placement: {line}", file=sys.stderr)
 
 
 def spec_of(model: LoadedModel, mesh: Mesh, config: EngineConfig, num_blocks: int) -> PoolSpec:

@@ -44,6 +44,9 @@ class EngineConfig:
         plan_period: Steps between two looks at who should hold what.
         planner: Whether blocks are moved to make steps faster; debts in circles are called home and
             loans recalled either way.
+        step_profile: File with a profile of this machine's steps, for the planner; None measures
+            one at start.
+        explain_placement: Print what each plan moves, from whom to whom, and what it gains.
         scheduling_policy: Order of the queue.
         seed: Seed of sequences that name none, and of random placement.
         warm_up: Compile every program at start; without, each compiles when first needed.
@@ -67,6 +70,8 @@ class EngineConfig:
     move_tokens_per_step: int = 16
     plan_period: int = 32
     planner: bool = True
+    step_profile: str | None = None
+    explain_placement: bool = False
     scheduling_policy: SchedulingPolicy = "fcfs"
     seed: int = 0
     warm_up: bool = True
@@ -77,7 +82,7 @@ class EngineConfig:
         for field in dataclasses.fields(self):
             value, default = getattr(self, field.name), field.default
             kind = int if default is None else type(default)
-            if field.name == "micro_attention":
+            if field.name in ("micro_attention", "step_profile"):
                 kind = str
             is_number = kind is float and type(value) is int
             if (

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable
 
 from distkv_jax.cache.coordinator import Coordinator
+from distkv_jax.cache.performance import StepModel
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
-from distkv_jax.engine.encode import Encoder
+from distkv_jax.engine.encode import Encoded, Encoder
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.rebalance import MoveStats, Rebalancer
 from distkv_jax.engine.request import Request
@@ -32,6 +33,8 @@ class EngineStats:
         num_preemptions: Sequences whose blocks were taken for older ones.
         num_failed_steps: Steps that raised; their sequences were prefilled again.
         moved: Blocks moved between instances, by what asked for it.
+        modelled_s: Seconds that all steps take by the planner's model, each as long as its slowest
+            instance; 0 where there is no model.
         host_s: Seconds the host spent planning, encoding, dispatching and collecting.
         wait_s: Seconds it waited for the device.
     """
@@ -44,6 +47,7 @@ class EngineStats:
     num_preemptions: int = 0
     num_failed_steps: int = 0
     moved: MoveStats = MoveStats()
+    modelled_s: float = 0.0
     host_s: float = 0.0
     wait_s: float = 0.0
 
@@ -66,6 +70,7 @@ class Engine:
         rebalancer: Rebalancer,
         admission: Admission,
         collector: Collector,
+        step_model: StepModel | None,
         max_step_failures: int,
     ) -> None:
         self.stats = EngineStats()
@@ -76,6 +81,7 @@ class Engine:
         self._rebalancer = rebalancer
         self.admission = admission
         self._collector = collector
+        self._step_model = step_model
         self._max_step_failures = max_step_failures
         self._requests: dict[str, tuple[Request, list[Sequence]]] = {}
         self._deadlines: dict[str, float] = {}
@@ -183,6 +189,8 @@ class Engine:
         self.stats.num_steps += 1
         self.stats.num_spanning_steps += encoded.num_spanning > 0
         self.stats.num_computed_tokens += encoded.num_tokens
+        if self._step_model is not None:
+            self.stats.modelled_s += step_s(self._step_model, encoded)
         return self.runner.dispatch(encoded)
 
     def _set_slot(self, sequence: Sequence) -> None:
@@ -280,6 +288,16 @@ class Engine:
         elif not self._is_audited:
             self.coordinator.check_idle()
             self._is_audited = True
+
+
+def step_s(model: StepModel, encoded: Encoded) -> float:
+    """Predict a step: its slowest instance, and what its queries that travel add."""
+    load = encoded.load
+    slowest = max(
+        model.base_s(int(num_tokens)) + model.attention_s(int(kv_tokens))
+        for num_tokens, kv_tokens in zip(load.num_tokens, load.kv_tokens, strict=True)
+    )
+    return slowest + model.communication_s(encoded.num_spanning)
 
 
 def note_placement(sequence: Sequence) -> None:

@@ -6,13 +6,15 @@ by the tables before the next step is planned.
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from distkv_jax.cache.block import Place
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.cache.messages import MoveKVCache
 from distkv_jax.cache.mover import Transfer, by_sequence
+from distkv_jax.cache.plan import Plan
+from distkv_jax.cache.view import View, view_of
 from distkv_jax.engine.moves import Copy
 from distkv_jax.engine.pressure import Pressure
 from distkv_jax.engine.runner import Runner
@@ -23,11 +25,11 @@ BURST_STEPS = 16
 
 
 @runtime_checkable
-class Planner(Protocol):
-    """Orders moves."""
+class Proposer(Protocol):
+    """Proposes moves, as `cache.planner.Planner` does."""
 
-    def plan(self, running: Iterable[Sequence]) -> Iterable[MoveKVCache]:
-        """Order moves that make the next steps faster, the best first."""
+    def plan(self, view: View) -> Plan:
+        """Propose moves that make the next steps faster, the best first."""
         ...
 
 
@@ -67,7 +69,8 @@ class Rebalancer:
         block_size: int,
         tokens_per_step: int,
         period: int,
-        planner: Planner | None,
+        planner: Proposer | None,
+        explain: Callable[[str], None] | None = None,
     ) -> None:
         """Move nothing yet.
 
@@ -78,7 +81,8 @@ class Rebalancer:
             block_size: Tokens of a block.
             tokens_per_step: Tokens of KV that a step may move; 0 for none but urgent ones.
             period: Steps between two plans.
-            planner: Orders moves that make steps faster; None for none.
+            planner: Proposes moves that make steps faster; None for none.
+            explain: Told what each plan that moves something is good for, line by line.
         """
         self.stats = MoveStats()
         self.coordinator = coordinator
@@ -88,6 +92,7 @@ class Rebalancer:
         self.tokens_per_step = tokens_per_step
         self.period = period
         self.planner = planner
+        self.explain = explain
         self._tokens = 0
         self._orders: list[MoveKVCache] = []
         self._num_steps = 0
@@ -113,7 +118,7 @@ class Rebalancer:
             self._cancel_circles()
         self._recall()
         if is_due and self.planner is not None:
-            self._orders = list(self.planner.plan(self._running.values()))
+            self._orders = self._plan(self.planner)
         if self._orders and self._limit:
             self._follow_orders()
         self.pressure.next_step()
@@ -140,6 +145,20 @@ class Rebalancer:
             self.stats = self.stats._replace(recalled=self.stats.recalled + moved)
             freed = self.coordinator.rmanagers[instance].num_free - before
             self.pressure.relieved(instance, freed)
+
+    def _plan(self, planner: Proposer) -> list[MoveKVCache]:
+        """Tell gManager how many sequences run where, and ask what should move."""
+        batches = [0] * self.coordinator.num_instances
+        for sequence in self._running.values():
+            if sequence.table.places:
+                batches[sequence.table.places[-1].instance] += 1
+        self.coordinator.set_batches(batches)
+        self.coordinator.beat()
+        plan = planner.plan(view_of(self.coordinator.gmanager))
+        if plan.moves and self.explain is not None:
+            for line in plan.lines():
+                self.explain(line)
+        return list(plan.orders)
 
     def _follow_orders(self) -> None:
         """Carry out what the budget allows of the last plan; the refused wait for the next."""

@@ -109,7 +109,7 @@ class Runner:
         for shape in shapes:
             self.read(self.dispatch(self._idle_step(shape)))
         if self.num_instances > 1:
-            self._idle_move()
+            self.move_nothing()
         empty_row = SlotRow(*(np.asarray(leaf[0]) for leaf in self._state))
         self.set_slot(self.num_slots, empty_row)
 
@@ -148,6 +148,14 @@ class Runner:
             for one in rounds:
                 arrays = (jax.device_put(part, sharding(self.mesh, INSTANCE)) for part in one)
                 self._pools = self._move_program(self._pools, *arrays)
+
+    def move_nothing(self) -> None:
+        """Run the program of moves with nothing to move, to its end."""
+        shape = (self.num_instances, self.num_instances, LANES)
+        nothing = np.full(shape, self.pool.num_blocks, np.int32)
+        placed = jax.device_put(nothing, sharding(self.mesh, INSTANCE))
+        self._pools = self._move_program(self._pools, placed, placed)
+        jax.block_until_ready(self._pools)
 
     def read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
         """Wait for a step.
@@ -209,13 +217,6 @@ class Runner:
     def _idle_step(self, shape: PlanShape) -> Encoded:
         buffer = empty_buffer(shape, num_blocks=self.pool.num_blocks, num_slots=self.num_slots)
         return Encoded(shape, buffer, (), 0, no_load(self.num_instances))
-
-    def _idle_move(self) -> None:
-        """Compile and run the program of moves, with nothing to move."""
-        shape = (self.num_instances, self.num_instances, LANES)
-        nothing = np.full(shape, self.pool.num_blocks, np.int32)
-        placed = jax.device_put(nothing, sharding(self.mesh, INSTANCE))
-        self._pools = self._move_program(self._pools, placed, placed)
 
     def _compile(self, shape: PlanShape) -> None:
         inputs = StepInputs(self._params, self._to_params, self._pools, self._state)

@@ -101,9 +101,17 @@ class EngineThread:
 
     def call(self, read: Callable[[Engine], T]) -> T:
         """Run `read` between two steps, on the engine's thread, and give its result."""
+        return self.call_soon(read).result()
+
+    def call_soon(self, read: Callable[[Engine], T]) -> Future[T]:
+        """Run `read` between two steps, on the engine's thread, without waiting for it.
+
+        Raises:
+            EngineStopped: The engine takes no more requests.
+        """
         result: Future[T] = Future()
         self._send(Call(read, result))
-        return result.result()
+        return result
 
     def close(self) -> None:
         """Cancel what is left, stop the thread, and check that nothing leaked.
@@ -166,6 +174,8 @@ class EngineThread:
             case Cancel(request_id):
                 self._deliver(self._engine.cancel(request_id))
             case Call(read, result):
+                if not result.set_running_or_notify_cancel():
+                    return
                 try:
                     result.set_result(read(self._engine))
                 except Exception as error:
@@ -240,5 +250,5 @@ class EngineThread:
             if isinstance(message, Submit):
                 if message.accepted.set_running_or_notify_cancel():
                     message.accepted.set_exception(EngineStopped(self._refusal))
-            elif isinstance(message, Call):
+            elif isinstance(message, Call) and message.result.set_running_or_notify_cancel():
                 message.result.set_exception(EngineStopped(self._refusal))

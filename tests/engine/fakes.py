@@ -200,5 +200,6 @@ def make_engine(
         ),
         admission=Admission(config, model_config(), coordinator, byte_tokenizer()),
         collector=Collector(byte_tokenizer()),
+        step_model=None,
         max_step_failures=max_step_failures,
     )

@@ -9,7 +9,7 @@ from distkv_jax.engine.config import Placement
 from distkv_jax.engine.encode import Encoded, Encoder
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pressure import Pressure
-from distkv_jax.engine.rebalance import Planner, Rebalancer
+from distkv_jax.engine.rebalance import Proposer, Rebalancer
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.scheduler import Piece, Scheduler, StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, SequenceKey, State
@@ -67,7 +67,7 @@ class Loop:
         lend_cap: int | None = None,
         spread_tokens: int = 8,
         move_tokens: int = 0,
-        planner: Planner | None = None,
+        planner: Proposer | None = None,
         inspect: Callable[[StepPlan, Encoded], None] | None = None,
     ) -> None:
         self.num_instances = num_instances

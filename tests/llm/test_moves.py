@@ -1,39 +1,38 @@
 """Blocks that move while sequences run never change what is generated."""
 
 import random
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 from distkv_jax.cache.messages import MoveKVCache
+from distkv_jax.cache.plan import Plan, PlannedMove
+from distkv_jax.cache.view import View
 from distkv_jax.engine import build
-from distkv_jax.engine.sequence import Sequence
 from tests.llm.engines import Greedy, greedy, make_llm, mixed_prompts, num_ties
 
 PROMPTS = mixed_prompts()
 
 
 class RandomPlanner:
-    """Orders some blocks of every request anywhere; needs two instances."""
+    """Moves some blocks of every request anywhere."""
 
     def __init__(self, num_instances: int) -> None:
         self.num_instances = num_instances
         self.random = random.Random(0)
 
-    def plan(self, running: Iterable[Sequence]) -> list[MoveKVCache]:
-        orders = []
-        for sequence in running:
+    def plan(self, view: View) -> Plan:
+        moves = []
+        for request in view.requests:
             source, destination = self.random.sample(range(self.num_instances), 2)
-            orders.append(
-                MoveKVCache(
-                    request_id=sequence.key.request_id,
-                    num_blocks=self.random.randint(1, 3),
-                    source=source,
-                    destination=destination,
-                )
+            order = MoveKVCache(
+                request_id=request.request_id,
+                num_blocks=self.random.randint(1, 3),
+                source=source,
+                destination=destination,
             )
-        return orders
+            moves.append(PlannedMove(order, request.home, gain_s=0.0, is_ahead=False))
+        return Plan(tuple(moves), before_s=0.0, after_s=0.0, period=1)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +59,11 @@ def test_moves_at_random_steps_give_the_same_tokens(
     if "kv_cache_dtype" in settings:
         with make_llm(mesh="cpu-1", num_blocks=64, kv_cache_dtype="int8") as llm:
             expected = greedy(llm, PROMPTS)
+    num_instances = 8 if settings["mesh"] == "cpu-8" else 2
     monkeypatch.setattr(
         build,
         "make_planner",
-        lambda config, coordinator: RandomPlanner(coordinator.num_instances),
+        lambda config, model: None if model is None else RandomPlanner(num_instances),
     )
     with make_llm(**settings, plan_period=1, move_tokens_per_step=64) as llm:
         found = greedy(llm, PROMPTS)
