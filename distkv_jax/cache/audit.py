@@ -1,5 +1,9 @@
-"""Whether what gManager believes is what an rManager accounts for."""
+"""Whether accounts, views and plans are true."""
 
+from collections.abc import Iterable, Sequence
+
+from distkv_jax.cache.block import Place
+from distkv_jax.cache.charges import Holder
 from distkv_jax.cache.gmanager import GManager
 from distkv_jax.cache.rmanager import RManager
 from distkv_jax.errors import InvariantError
@@ -42,4 +46,35 @@ def check_view(gmanager: GManager, rmanager: RManager) -> None:
         raise InvariantError(
             f"placement map has {sum(placed.values())} blocks of instance {instance} "
             f"for {len(placed)} accounts, expected {sum(accounts.values())} for {len(accounts)}"
+        )
+
+
+def check_holders(rmanagers: Sequence[RManager], opened: Iterable[Holder]) -> None:
+    """Verify every rManager's accounts, and that only opened sequences hold blocks.
+
+    Raises:
+        InvariantError: One is broken; says where, with numbers.
+    """
+    holders = set(opened)
+    for rmanager in rmanagers:
+        rmanager.check()
+        for holder in rmanager.holders:
+            if holder not in holders:
+                raise InvariantError(
+                    f"sequence {holder.sequence} holds blocks of instance "
+                    f"{rmanager.instance} and is not open"
+                )
+
+
+def check_named(rmanager: RManager, holder: Holder, place: Place, epoch: int) -> None:
+    """Verify that a sequence holds a block that a plan names, in the epoch it is named in.
+
+    Raises:
+        InvariantError: It does not, or the block has changed hands.
+    """
+    if not rmanager.holds(holder, place.index):
+        raise InvariantError(f"plan names {place}, which sequence {holder.sequence} does not hold")
+    if rmanager.epoch(place.index) != epoch:
+        raise InvariantError(
+            f"plan names {place} of epoch {epoch}, it is {rmanager.epoch(place.index)}"
         )

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from distkv_jax.cache.audit import check_view, is_heard
+from distkv_jax.cache.audit import check_holders, check_named, check_view, is_heard
 from distkv_jax.cache.block import Place
 from distkv_jax.cache.charges import Account, Holder, SequenceKey
 from distkv_jax.cache.gmanager import Distance, GManager
@@ -11,6 +11,7 @@ from distkv_jax.cache.messages import MoveKVCache
 from distkv_jax.cache.mover import Mover, Transfer
 from distkv_jax.cache.moves import circles, ordered, recalled
 from distkv_jax.cache.rmanager import RManager
+from distkv_jax.cache.room import capacity, choose_home, room
 from distkv_jax.cache.transport import InProcess
 from distkv_jax.cache.usage import Usage, usage_of
 from distkv_jax.errors import ConfigError, InvariantError, OutOfBlocks
@@ -82,10 +83,7 @@ class Coordinator:
 
     def capacity(self, home: int) -> int:
         """Tell how many blocks a sequence of `home` could have if nobody else had any."""
-        return sum(
-            rmanager.num_blocks if rmanager.instance == home else rmanager.lend_cap
-            for rmanager in self.rmanagers
-        )
+        return capacity(self.rmanagers, home)
 
     def choose_home(self, num_blocks: int, *, reserved: Sequence[int] | None = None) -> int:
         """Choose the instance with most free blocks, the lowest index among equals.
@@ -97,17 +95,7 @@ class Coordinator:
         Raises:
             OutOfBlocks: `num_blocks` could not be had from any home, ever.
         """
-        largest = max(self.capacity(home) for home in range(self.num_instances))
-        if num_blocks > largest:
-            raise OutOfBlocks(
-                f"needed {num_blocks} blocks, a sequence can have {largest}",
-                needed=num_blocks,
-                free=largest,
-            )
-        free = [rmanager.num_free for rmanager in self.rmanagers]
-        if reserved is not None:
-            free = [free - promised for free, promised in zip(free, reserved, strict=True)]
-        return free.index(max(free))
+        return choose_home(self.rmanagers, num_blocks, reserved)
 
     def room(self, home: int, *, reserved: Sequence[int]) -> int:
         """Count the blocks a new sequence of `home` could be given, beside those promised.
@@ -119,16 +107,7 @@ class Coordinator:
         Returns:
             Blocks; below zero where more is promised than there is.
         """
-        free = [rmanager.num_free for rmanager in self.rmanagers]
-        room = free[home] - reserved[home]
-        if not self.is_pooled:
-            return room
-        for instance, lendable in enumerate(self.lendable(home)):
-            if instance != home:
-                spare = free[instance] - reserved[instance]
-                # What another home was promised and does not have, it will borrow too.
-                room += min(lendable, spare)
-        return room
+        return room(self.rmanagers, home, reserved)
 
     def lendable(self, home: int) -> list[int]:
         """List how many blocks each instance could give to a sequence of `home` now."""
@@ -241,6 +220,11 @@ class Coordinator:
             rmanager.tick(step)
         self.mover.tick(step)
 
+    def set_batches(self, batches: Sequence[int]) -> None:
+        """Say how many tokens running sequences compute on each instance in a decode step."""
+        for rmanager, batch in zip(self.rmanagers, batches, strict=True):
+            rmanager.batch = batch
+
     def move(self, orders: Sequence[MoveKVCache], limit: int) -> tuple[Transfer, ...]:
         """Plan moves as gManager ordered; what a destination refuses is left out.
 
@@ -310,13 +294,7 @@ class Coordinator:
             InvariantError: A block changed hands, or is not the sequence's.
         """
         for sequence, place, epoch in named:
-            rmanager = self._rmanager(place.instance)
-            if not rmanager.holds(self._holder(sequence), place.index):
-                raise InvariantError(f"plan names {place}, which sequence {sequence} does not hold")
-            if rmanager.epoch(place.index) != epoch:
-                raise InvariantError(
-                    f"plan names {place} of epoch {epoch}, it is {rmanager.epoch(place.index)}"
-                )
+            check_named(self._rmanager(place.instance), self._holder(sequence), place, epoch)
 
     def usage(self) -> list[Usage]:
         """List every instance's blocks by state."""
@@ -334,15 +312,8 @@ class Coordinator:
         Raises:
             InvariantError: It is broken; says where, with numbers.
         """
-        open_holders = set(self._holders.values())
+        check_holders(self.rmanagers, self._holders.values())
         for rmanager in self.rmanagers:
-            rmanager.check()
-            for holder in rmanager.holders:
-                if holder not in open_holders:
-                    raise InvariantError(
-                        f"sequence {holder.sequence} holds blocks of instance "
-                        f"{rmanager.instance} and is not open"
-                    )
             check_view(self.gmanager, rmanager)
 
     def check_idle(self) -> None:

@@ -1,5 +1,6 @@
 """A placement to try things on: blocks of requests on instances, and what a step would take."""
 
+import heapq
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -37,6 +38,7 @@ class Draft:
         growth: For each instance, blocks that its running sequences will take in a period.
         seconds: For each instance, its part of a step.
         num_spanning: Requests with blocks on several instances.
+        num_copied: For each instance, blocks that leave or reach it.
     """
 
     def __init__(self, view: View, model: StepModel, *, block_size: int, period: int) -> None:
@@ -50,6 +52,7 @@ class Draft:
             for instance in blocks:
                 self.requests_on[instance].add(request)
         self.num_spanning = sum(len(blocks) > 1 for blocks in self.blocks)
+        self.num_copied = [0] * len(view.instances)
         self._model = model
         self._block_size = block_size
         self._base = [model.base_s(instance.batch) for instance in view.instances]
@@ -65,6 +68,11 @@ class Draft:
     def step_s(self) -> float:
         """Seconds of a step: the slowest instance's, and what travels."""
         return self.slowest_s + self._model.communication_s(self.num_spanning)
+
+    @property
+    def copies_s(self) -> float:
+        """Seconds that all moves cost: the busiest instance's."""
+        return max(self.num_copied, default=0) * self._model.profile.copy_block_s
 
     def attention_s(self, num_blocks: int) -> float:
         """Seconds of one token's attention over so many blocks of one instance."""
@@ -98,10 +106,23 @@ class Draft:
         added = self.attention_s(there + move.num_blocks) - self.attention_s(there)
         return self.seconds[move.source] - saved, self.seconds[move.destination] + added
 
-    def apply(self, move: Move) -> None:
-        """Make a move."""
+    def take_back(self, move: Move, lendable: tuple[int, int]) -> None:
+        """Undo the latest move, for which `apply` gave `lendable`."""
+        request, source, destination, count = move
+        self.apply(Move(request, destination, source, count))
+        for instance in (source, destination):
+            self.num_copied[instance] -= 2 * count
+        self.lendable[source], self.lendable[destination] = lendable
+
+    def apply(self, move: Move) -> tuple[int, int]:
+        """Make a move.
+
+        Returns:
+            What source and destination would have lent before.
+        """
         request, source, destination, count = move
         blocks, home = self.blocks[request], self.homes[request]
+        lendable = self.lendable[source], self.lendable[destination]
         self.num_spanning -= len(blocks) > 1
         blocks[source] -= count
         blocks[destination] = blocks.get(destination, 0) + count
@@ -120,6 +141,8 @@ class Draft:
         self.lendable[destination] = min(self.lendable[destination], self.free[destination])
         for instance in (source, destination):
             self.seconds[instance] = self._sum(instance)
+            self.num_copied[instance] += count
+        return lendable
 
     def _sum(self, instance: int) -> float:
         return math.fsum(
@@ -131,3 +154,80 @@ class Draft:
                 ),
             ]
         )
+
+
+def modelled_step_s(view: View, model: StepModel, *, block_size: int) -> float:
+    """Predict the seconds of a decode step with every block where it is."""
+    return Draft(view, model, block_size=block_size, period=1).step_s
+
+
+class Group:
+    """Moves that are kept or taken back together.
+
+    Attributes:
+        moves: So far.
+        num_blocks: That they move.
+        gain_s: Seconds that they save in a period, copies paid.
+    """
+
+    def __init__(self, draft: Draft) -> None:
+        self.moves: list[Move] = []
+        self.num_blocks = 0
+        self.gain_s = 0.0
+        self._draft = draft
+        self._start_s = draft.copies_s
+        self._undo: list[tuple[int, int]] = []
+
+    @property
+    def copies_s(self) -> float:
+        """Seconds that the copies add to those before."""
+        return self._draft.copies_s - self._start_s
+
+    def apply(self, move: Move) -> None:
+        """Make one more move."""
+        self._undo.append(self._draft.apply(move))
+        self.moves.append(move)
+        self.num_blocks += move.num_blocks
+
+    def cut(self, length: int, gain_s: float) -> None:
+        """Keep the first moves, which gain so much, and take the others back."""
+        while len(self.moves) > length:
+            move = self.moves.pop()
+            self._draft.take_back(move, self._undo.pop())
+            self.num_blocks -= move.num_blocks
+        self.gain_s = gain_s
+
+
+class Ranking:
+    """Finds the slowest instance, and the fastest that can take blocks, as a draft changes."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._fast = [(seconds, i) for i, seconds in enumerate(draft.seconds)]
+        self._slow = [(-seconds, i) for i, seconds in enumerate(draft.seconds)]
+        heapq.heapify(self._fast)
+        heapq.heapify(self._slow)
+
+    def update(self, *instances: int) -> None:
+        """Take note that these changed."""
+        for instance in instances:
+            seconds = self._draft.seconds[instance]
+            heapq.heappush(self._fast, (seconds, instance))
+            heapq.heappush(self._slow, (-seconds, instance))
+
+    def slowest(self) -> int:
+        """Find the instance with most to do, the lowest index among equals."""
+        while -self._slow[0][0] != self._draft.seconds[self._slow[0][1]]:
+            heapq.heappop(self._slow)
+        return self._slow[0][1]
+
+    def fastest(self, source: int) -> int | None:
+        """Find the instance with least to do that would lend; not the source itself."""
+        while self._fast:
+            seconds, instance = self._fast[0]
+            is_old = seconds != self._draft.seconds[instance]
+            if is_old or instance == source or self._draft.spare(instance, -1) < 1:
+                heapq.heappop(self._fast)
+                continue
+            return instance
+        return None

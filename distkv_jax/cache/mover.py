@@ -178,15 +178,14 @@ class Mover:
             changed, before anything else is sent to the devices.
         """
         valid = [transfer for transfer in transfers if self._is_unchanged(transfer)]
-        done = _without_stuck(valid)
         by_reservation: dict[ReservationId, list[Transfer]] = {}
-        for transfer in done:
+        for transfer in valid:
             if transfer.reservation is not None:
                 by_reservation.setdefault(transfer.reservation, []).append(transfer)
         lost = {
             name for name, arriving in by_reservation.items() if not self._commit(name, arriving)
         }
-        done = _without_stuck([transfer for transfer in done if transfer.reservation not in lost])
+        done = _without_stuck([transfer for transfer in valid if transfer.reservation not in lost])
         self._switch(done)
         self.abort(transfers)
         return tuple(done)

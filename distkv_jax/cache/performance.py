@@ -35,7 +35,8 @@ class Profile:
         kv_tokens_per_s: g: KV tokens attended to, by context on one instance.
         spanning_step_s: What a step costs more when any query travels.
         spanning_tile_s: What each such query adds.
-        copy_block_s: What moving a block costs the steps beside it.
+        copy_block_s: What a block that leaves or reaches an instance costs the steps beside it;
+            instances copy at the same time.
     """
 
     tokens_per_s: tuple[Rate, ...]
@@ -49,23 +50,36 @@ class Profile:
             _check_rates(name, getattr(self, name))
         for name in ("spanning_step_s", "spanning_tile_s", "copy_block_s"):
             seconds = getattr(self, name)
-            if not _is_number(seconds) or seconds < 0:
+            if not 0 <= seconds < math.inf:
                 raise ConfigError(f"{name}={seconds!r} must be a number of at least 0")
 
     @classmethod
     def linear(
         cls,
         *,
-        tokens_per_s: float = 5e4,
-        kv_tokens_per_s: float = 3e6,
+        step_s: float = 1e-2,
+        token_s: float = 2e-5,
+        kv_token_s: float = 3.5e-7,
         spanning_step_s: float = 2e-3,
         spanning_tile_s: float = 1e-5,
-        copy_block_s: float = 1e-3,
+        copy_block_s: float = 2e-4,
     ) -> "Profile":
-        """Assume rates that do not depend on size; the defaults suit 7B weights on one A100."""
+        """Assume that time grows linearly; the defaults are the size of 7B weights on one A100.
+
+        Args:
+            step_s: Reading the weights.
+            token_s: Each token of the batch, above 0.
+            kv_token_s: Each token attended to, above 0.
+            spanning_step_s: As the attribute.
+            spanning_tile_s: As the attribute.
+            copy_block_s: As the attribute.
+        """
+        batches = (1, 1 << 20)
         return cls(
-            tokens_per_s=(Rate(1, tokens_per_s),),
-            kv_tokens_per_s=(Rate(1, kv_tokens_per_s),),
+            tokens_per_s=tuple(
+                Rate(batch, batch / (step_s + batch * token_s)) for batch in batches
+            ),
+            kv_tokens_per_s=(Rate(1, 1 / kv_token_s),),
             spanning_step_s=spanning_step_s,
             spanning_tile_s=spanning_tile_s,
             copy_block_s=copy_block_s,
@@ -83,12 +97,18 @@ class Profile:
             fields = json.loads(path.read_text())
         except ValueError as error:
             raise ConfigError(f"{path} is no JSON: {error}") from None
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != names:
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, dict) or set(fields) != set(names):
             given = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
             raise ConfigError(f"{path} has {given}, expected {sorted(names)}")
         try:
-            return cls(**{name: _as_rates(value) for name, value in fields.items()})
+            return cls(
+                tokens_per_s=_as_rates("tokens_per_s", fields["tokens_per_s"]),
+                kv_tokens_per_s=_as_rates("kv_tokens_per_s", fields["kv_tokens_per_s"]),
+                spanning_step_s=_as_seconds("spanning_step_s", fields["spanning_step_s"]),
+                spanning_tile_s=_as_seconds("spanning_tile_s", fields["spanning_tile_s"]),
+                copy_block_s=_as_seconds("copy_block_s", fields["copy_block_s"]),
+            )
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -106,16 +126,15 @@ class StepModel:
         self._context = _Table(profile.kv_tokens_per_s, floor=False)
 
     def base_s(self, batch: int) -> float:
-        """Everything but attention of an instance with `batch` tokens; a small batch is no
-        faster than the smallest measured."""
+        """Predict everything but attention of an instance; smaller batches take no less time."""
         return self._batch.seconds(batch)
 
     def attention_s(self, context: int) -> float:
-        """One token's attention over `context` tokens on one instance."""
+        """Predict one token's attention over `context` tokens of one instance."""
         return self._context.seconds(context)
 
     def communication_s(self, num_spanning: int) -> float:
-        """What `num_spanning` travelling queries add to a step."""
+        """Predict what `num_spanning` travelling queries add to a step."""
         if not num_spanning:
             return 0.0
         return self.profile.spanning_step_s + num_spanning * self.profile.spanning_tile_s
@@ -125,10 +144,9 @@ class _Table:
     """Seconds for a size: linear between the sizes measured, at the last one's rate beyond."""
 
     def __init__(self, rates: tuple[Rate, ...], *, floor: bool) -> None:
-        first, last = rates[0], rates[-1]
         self._sizes = [rate.size for rate in rates]
         self._seconds = [rate.size / rate.per_s for rate in rates]
-        self._last_rate = last.per_s
+        self._last_rate = rates[-1].per_s
         if not floor:
             self._sizes.insert(0, 0)
             self._seconds.insert(0, 0.0)
@@ -145,33 +163,34 @@ class _Table:
         return start + (end - start) * (size - low) / (high - low)
 
 
-def _as_rates(value: object) -> object:
-    """Read [[size, rate], ...]; anything else is left for the checks to refuse."""
+def _as_rates(name: str, value: object) -> tuple[Rate, ...]:
+    """Read [[size, rate], ...]."""
     if not isinstance(value, list):
-        return value
-    return tuple(
-        Rate(*item) if isinstance(item, list) and len(item) == 2 else item for item in value
-    )
+        raise ConfigError(f"{name}={value!r} must be a list of [size, tokens per second]")
+    rates = []
+    for item in value:
+        match item:
+            case [int(size), int() | float() as per_s] if bool not in map(type, item):
+                rates.append(Rate(size, float(per_s)))
+            case _:
+                raise ConfigError(f"{name} has {item!r}, expected [size, tokens per second]")
+    return tuple(rates)
 
 
-def _check_rates(name: str, rates: object) -> None:
-    if not isinstance(rates, tuple) or not rates:
-        raise ConfigError(f"{name}={rates!r} must be a list of [size, tokens per second]")
-    for rate in rates:
-        if (
-            not isinstance(rate, Rate)
-            or not isinstance(rate.size, int)
-            or not _is_number(rate.per_s)
-            or rate.size < 1
-            or rate.per_s <= 0
-        ):
-            raise ConfigError(f"{name} has {rate!r}, expected [size, tokens per second] above 0")
+def _as_seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}={value!r} must be a number of at least 0")
+    return float(value)
+
+
+def _check_rates(name: str, rates: tuple[Rate, ...]) -> None:
+    if not rates:
+        raise ConfigError(f"{name} has no [size, tokens per second]")
+    for size, per_s in rates:
+        if size < 1 or not 0 < per_s < math.inf:
+            raise ConfigError(f"{name} has {[size, per_s]}, expected numbers above 0")
     for lower, upper in itertools.pairwise(rates):
         if upper.size <= lower.size:
             raise ConfigError(f"{name} has size {upper.size} after {lower.size}, must increase")
         if upper.size / upper.per_s < lower.size / lower.per_s:
             raise ConfigError(f"{name} takes less time for {upper.size} than for {lower.size}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

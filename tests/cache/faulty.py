@@ -17,17 +17,20 @@ FATES: tuple[Fate, ...] = (
 )
 
 
-class Faulty:
-    """Asks `fate` what becomes of each request; late ones wait in `late`.
+def scripted(*fates: Fate) -> Callable[[], Fate]:
+    """One fate after the other; then all is well."""
+    turns = list(fates)
+    return lambda: turns.pop(0) if turns else "arrives"
 
-    Heartbeats arrive: their own losses are a matter of `test_histories.py`.
-    """
+
+class Faulty:
+    """Asks `fate` what becomes of each message; late ones wait in `late`."""
 
     def __init__(self, inner: Transport, fate: Callable[[], Fate]) -> None:
         self.inner = inner
         self.fate = fate
         self.sent: list[Request] = []
-        self.late: list[tuple[int, Request]] = []
+        self.late: list[Callable[[], object]] = []
 
     def ask(self, destination: int, request: Request) -> Reply | None:
         self.sent.append(request)
@@ -44,12 +47,21 @@ class Faulty:
                 assert self.inner.ask(destination, request) == first
                 return first
             case "is late":
-                self.late.append((destination, request))
+                self.late.append(lambda: self.inner.ask(destination, request))
                 return None
 
-    def deliver(self, index: int) -> None:
-        """Let a late request arrive; nobody waits for its answer any more."""
-        self.inner.ask(*self.late.pop(index))
-
     def tell(self, heartbeat: Heartbeat) -> None:
-        self.inner.tell(heartbeat)
+        match self.fate():
+            case "arrives" | "arrives unanswered":
+                self.inner.tell(heartbeat)
+            case "arrives twice":
+                self.inner.tell(heartbeat)
+                self.inner.tell(heartbeat)
+            case "is late":
+                self.late.append(lambda: self.inner.tell(heartbeat))
+            case "is lost":
+                pass
+
+    def deliver(self, index: int) -> None:
+        """Let a late message arrive; nobody waits for an answer any more."""
+        self.late.pop(index)()

@@ -85,6 +85,85 @@ def test_one_wrong_block_changes_none(operation: str, blocks: list[int], message
     pool.check()
 
 
+def test_reserved_blocks_are_neither_free_nor_held():
+    pool = BlockPool(4)
+
+    assert pool.reserve(2) == (0, 1)
+    assert (pool.num_free, pool.num_reserved, pool.num_held) == (2, 2, 0)
+    pool.check()
+    pool.hold_reserved({1: 3})
+    assert (pool.count(0), pool.count(1)) == (0, 3)
+    pool.free_reserved([0])
+    assert (pool.num_free, pool.num_reserved, pool.num_held) == (3, 0, 1)
+    pool.check()
+
+
+def test_lifted_block_has_no_holder_left_and_is_kept():
+    pool = BlockPool(2)
+    pool.share(pool.take(1))
+
+    pool.lift([0])
+
+    assert (pool.count(0), pool.reserved, pool.num_free) == (0, {0}, 1)
+    pool.check()
+
+
+def test_epoch_counts_changes_of_hands():
+    pool = BlockPool(2)
+    pool.take(1)
+    pool.share([0])
+    pool.release([0])
+    assert (pool.epoch(0), pool.epoch(1)) == (1, 0)
+
+    pool.lift([0])
+    pool.hold_reserved({0: 1})
+    assert pool.epoch(0) == 2
+    pool.release([0])
+    pool.free_reserved(pool.reserve(2))
+    assert (pool.epoch(0), pool.epoch(1)) == (2, 0)
+
+
+def test_what_is_not_reserved_is_neither_held_nor_freed():
+    pool = BlockPool(4)
+    pool.reserve(1)
+    pool.take(1)
+
+    with pytest.raises(InvariantError, match=r"^blocks \[1, 2\] are not reserved$"):
+        pool.hold_reserved({0: 1, 1: 1, 2: 1})
+    with pytest.raises(InvariantError, match=r"^blocks \[1\] are not reserved$"):
+        pool.free_reserved([0, 1])
+    with pytest.raises(InvariantError, match=r"^counts \{0: 0\} must be at least 1$"):
+        pool.hold_reserved({0: 0})
+    with pytest.raises(InvariantError, match="^block 0 is not held$"):
+        pool.lift([0])
+    assert (pool.num_free, pool.num_reserved, pool.num_held) == (2, 1, 1)
+
+
+def test_reserve_too_many_reserves_nothing():
+    pool = BlockPool(2)
+
+    with pytest.raises(OutOfBlocks, match="^needed 3 blocks, 2 free of 2$"):
+        pool.reserve(3)
+    assert pool.num_reserved == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "reserved", "message"),
+    [
+        ([0, 0], {1}, "block 1 is both free and reserved"),
+        ([1, 0], {0}, "block 0 is reserved with count 1"),
+    ],
+)
+def test_check_finds_a_reserved_block_in_another_state(
+    counts: list[int], reserved: set[int], message: str
+):
+    pool = BlockPool(2)
+    pool._counts, pool._reserved, pool._free = counts, reserved, [1] if counts == [0, 0] else []
+
+    with pytest.raises(InvariantError, match=f"^{message}$"):
+        pool.check()
+
+
 @pytest.mark.parametrize(
     ("counts", "free", "message"),
     [

@@ -1,8 +1,9 @@
 """Blocks keep their data, holders and charges through any history of moves, whatever gets lost.
 
 Random open, grow, share, release and close between planned, committed, dropped and forgotten
-moves, recalls and exchanges, over a transport that loses, doubles and delays requests, with steps
-passing and gManager restarting. The model keeps each block's data as the devices would.
+moves, recalls and exchanges, over a transport that loses, doubles and delays requests and
+heartbeats, with steps passing and gManager restarting. The model keeps each block's data as the
+devices would.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ from distkv_jax.cache.charges import SequenceKey
 from distkv_jax.cache.gmanager import GManager
 from distkv_jax.cache.messages import MoveKVCache
 from distkv_jax.cache.mover import Transfer, by_sequence
+from distkv_jax.cache.rmanager import RManager
 from distkv_jax.errors import OutOfBlocks
 from tests.cache.faulty import FATES, Fate, Faulty
 
@@ -31,6 +33,7 @@ class MoveHistory(RuleBasedStateMachine):
         self.homes: dict[int, int] = {}
         self.held: dict[Place, list[int]] = {}
         self.data: dict[Place, int] = {}
+        self.requests: list[str] = []
         self.tables: dict[int, dict[Place, int]] = {}
         self.epochs: dict[Place, int] = {}
         self.plans: list[tuple[Transfer, ...]] = []
@@ -39,9 +42,13 @@ class MoveHistory(RuleBasedStateMachine):
         self.step = 0
 
     @initialize(
-        num_instances=st.integers(2, 4), num_blocks=st.integers(2, 5), cap=st.integers(0, 5)
+        num_instances=st.integers(2, 4),
+        num_blocks=st.integers(2, 5),
+        cap=st.sampled_from([5, 5, 5, 2, 1, 0]),
+        data=st.data(),
     )
-    def start(self, num_instances: int, num_blocks: int, cap: int) -> None:
+    def start(self, num_instances: int, num_blocks: int, cap: int, data: st.DataObject) -> None:
+        """Begin with loans from everybody to everybody, as far as caps allow."""
         self.instances = range(num_instances)
         self.num_blocks = num_blocks
         self.cap = min(cap, num_blocks)
@@ -52,6 +59,12 @@ class MoveHistory(RuleBasedStateMachine):
             lambda: self.fates.pop() if self.fates else "arrives",
         )
         self.coordinator.mover.transport = self.post
+        for home in self.instances:
+            sequence = self.opened(home, home)
+            for instance in self.instances:
+                possible = min(2, self.coordinator.lendable(home)[instance])
+                count = data.draw(st.integers(0, possible), label="blocks")
+                self.gained(sequence, self.coordinator.take(sequence, count, instance=instance))
 
     def movable(self, sequence: SequenceKey) -> list[Place]:
         assert isinstance(sequence, int)
@@ -69,10 +82,21 @@ class MoveHistory(RuleBasedStateMachine):
     @rule(request=st.integers(0, 2), data=st.data())
     def open_sequence(self, request: int, data: st.DataObject) -> None:
         home = data.draw(st.sampled_from(self.instances), label="home")
+        self.opened(request, home)
+
+    def opened(self, request: int, home: int) -> int:
         sequence = len(self.tables)
         self.coordinator.open(sequence, f"r{request}", home)
         self.homes[sequence] = home
+        self.requests.append(f"r{request}")
         self.tables[sequence] = {}
+        return sequence
+
+    @has_open
+    @rule(data=st.data())
+    def beat(self, data: st.DataObject) -> None:
+        self.draw_fates(data)
+        self.coordinator.beat()
 
     @has_open
     @rule(count=st.integers(1, 8), is_at_home=st.booleans(), data=st.data())
@@ -80,12 +104,16 @@ class MoveHistory(RuleBasedStateMachine):
         sequence = self.draw_open(data)
         first = None if is_at_home else data.draw(st.sampled_from(self.instances), label="first")
         possible = self.coordinator.lendable(self.homes[sequence])
+        self.fates = []
         try:
             places = self.coordinator.grow(sequence, count, first=first)
         except OutOfBlocks:
             assert count > sum(possible)
             return
         assert len(set(places)) == count <= sum(possible)
+        self.gained(sequence, places)
+
+    def gained(self, sequence: int, places: tuple[Place, ...]) -> None:
         for place in places:
             assert place not in self.held
             self.num_data += 1
@@ -139,53 +167,67 @@ class MoveHistory(RuleBasedStateMachine):
 
     # Moves
 
-    @rule(count=st.integers(1, 6), limit=st.integers(0, 8), data=st.data())
+    @precondition(lambda self: self.held)
+    @rule(count=st.integers(1, 4), limit=st.integers(0, 8), data=st.data())
     def plan_orders(self, count: int, limit: int, data: st.DataObject) -> None:
-        instance = st.sampled_from(self.instances)
-        pairs = data.draw(st.lists(st.tuples(instance, instance), max_size=3), label="pairs")
-        orders = [
-            MoveKVCache(
-                request_id=f"r{index}", num_blocks=count, source=source, destination=destination
+        orders = []
+        for _ in range(data.draw(st.integers(1, 3), label="orders")):
+            place = data.draw(st.sampled_from(sorted(self.held)), label="place")
+            others = [instance for instance in self.instances if instance != place.instance]
+            orders.append(
+                MoveKVCache(
+                    request_id=self.requests[self.held[place][0]],
+                    num_blocks=count,
+                    source=place.instance,
+                    destination=data.draw(st.sampled_from(others), label="destination"),
+                )
             )
-            for index, (source, destination) in enumerate(pairs)
-            if source != destination
-        ]
         self.draw_fates(data)
         transfers = self.coordinator.move(orders, limit)
-        self.check_planned(transfers, limit)
+        self.check_planned(transfers, limit, data)
         asked = {(order.source, order.destination) for order in orders}
         assert {(t.source.instance, t.destination.instance) for t in transfers} <= asked
 
     @rule(limit=st.integers(0, 12), data=st.data())
     def plan_circles(self, limit: int, data: st.DataObject) -> None:
+        self.draw_fates(data)
         transfers = self.coordinator.cancel_circles(limit)
-        self.check_planned(transfers, limit)
+        self.check_planned(transfers, limit, data)
         assert {t.source for t in transfers} == {t.destination for t in transfers}
 
     @rule(count=st.integers(0, 6), limit=st.integers(0, 12), data=st.data())
     def plan_recall(self, count: int, limit: int, data: st.DataObject) -> None:
-        creditor = data.draw(st.sampled_from(self.instances), label="creditor")
+        creditors = [i for i in self.instances if self.rmanager(i).lent] or self.instances
+        creditor = data.draw(st.sampled_from(creditors), label="creditor")
         self.draw_fates(data)
         transfers = self.coordinator.recall(creditor, count, limit)
-        self.check_planned(transfers, limit)
+        self.check_planned(transfers, limit, data)
         assert sum(t.source.instance == creditor for t in transfers) <= count
         assert all(t.destination.instance != creditor for t in transfers)
 
-    def check_planned(self, transfers: tuple[Transfer, ...], limit: int) -> None:
+    def check_planned(
+        self, transfers: tuple[Transfer, ...], limit: int, data: st.DataObject
+    ) -> None:
         assert len(transfers) <= limit
         for transfer in transfers:
             assert transfer.sequences == tuple(self.held[transfer.source])
+        self.everything_adds_up()
         if transfers:
             self.plans.append(transfers)
+            if data.draw(st.booleans(), label="at once"):
+                self.commit(data)
 
     @has_plan
     @rule(data=st.data())
+    def commit_later(self, data: st.DataObject) -> None:
+        self.commit(data)
+
     def commit(self, data: st.DataObject) -> None:
         plan = self.plans.pop(data.draw(st.integers(0, len(self.plans) - 1), label="plan"))
-        if data.draw(st.booleans(), label="in part"):
+        if data.draw(st.integers(0, 3), label="in part") == 3:
             plan = tuple(data.draw(st.lists(st.sampled_from(plan), unique=True), label="part"))
         self.draw_fates(data)
-        lent = [rmanager.lent.copy() for rmanager in map(self.rmanager, self.instances)]
+        lent = [dict(self.rmanager(instance).lent) for instance in self.instances]
         done = self.coordinator.commit(plan)
         assert set(done) <= set(plan)
         self.copy(done)
@@ -194,7 +236,7 @@ class MoveHistory(RuleBasedStateMachine):
             if sum(now.values()) > sum(lent[instance].values()):
                 assert sum(now.values()) <= self.cap
 
-    def rmanager(self, instance: int):
+    def rmanager(self, instance: int) -> RManager:
         return self.coordinator.rmanagers[instance]
 
     def copy(self, done: tuple[Transfer, ...]) -> None:
@@ -284,6 +326,6 @@ class MoveHistory(RuleBasedStateMachine):
 
 
 MoveHistory.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, report_multiple_bugs=False
+    max_examples=120, stateful_step_count=40, deadline=None, report_multiple_bugs=False
 )
 TestMoveHistory = MoveHistory.TestCase
