@@ -26,6 +26,7 @@ SIZES = (
     "model",
     "mesh",
     "dtype",
+    "kv_cache_dtype",
     "batch",
     "prompt",
     "new",
@@ -34,6 +35,8 @@ SIZES = (
 )
 SEED = 0
 LOWEST_ID, HIGHEST_ID = 10, 4000  # prompts avoid special tokens, and fit small vocabularies
+SHORT = 16
+"""Tokens of the prompts whose steps have next to no attention."""
 
 
 class Rates(NamedTuple):
@@ -79,6 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             sizes={name: getattr(args, name) for name in SIZES},
             runs=args.runs,
         )
+        sizes = {name: getattr(args, name) for name in SIZES} | {"prompt": SHORT}
+        stubs = [prompt[:SHORT] for prompt in prompts]
+        short = measure(
+            {
+                "prefill": functools.partial(generate, llm, stubs, 1),
+                "prefill_and_decode": functools.partial(generate, llm, stubs, args.new),
+            },
+            sizes=sizes,
+            runs=args.runs,
+        )
         before = llm.stats()
         generate(llm, prompts, args.new)
         host = host_time(before, llm.stats())
@@ -86,9 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for record in (*records.values(), memory):
         print(record.line())
     rates = work_out(records["prefill"], records["prefill_and_decode"])
+    without_attention = work_out(short["prefill"], short["prefill_and_decode"])
     step_bytes = bytes_per_step(
         config,
-        itemsize=jnp.dtype(args.dtype).itemsize,
+        weight_bytes=jnp.dtype(args.dtype).itemsize,
+        kv_bytes=number_bytes(args.kv_cache_dtype, args.dtype),
         batch=args.batch,
         context=args.prompt + args.new // 2,
     )
@@ -99,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "startup_compile_s": start.compile_s,
         "first_generate_s": first.seconds,
         **rates._asdict(),
+        "attention_share": 1 - without_attention.step_ms / rates.step_ms,
         **host._asdict(),
         "step_mb": step_bytes / 1e6,
         "read_gb_s": bytes_per_s(memory) / 1e9,
@@ -120,6 +136,7 @@ def make_llm(args: argparse.Namespace) -> LLM:
         args.model,
         mesh=args.mesh,
         dtype=args.dtype,
+        kv_cache_dtype=args.kv_cache_dtype,
         block_size=args.block_size,
         num_blocks=args.num_blocks or blocks,
         max_num_seqs=args.batch,
@@ -166,12 +183,22 @@ def host_time(before: EngineStats, after: EngineStats) -> HostTime:
     )
 
 
-def bytes_per_step(config: ModelConfig, *, itemsize: int, batch: int, context: int) -> int:
+def number_bytes(kv_cache_dtype: str, dtype: str) -> int:
+    """Bytes of a number in the pools; the scales of quantised ones are left out."""
+    if kv_cache_dtype in ("int8", "fp8"):
+        return 1
+    return jnp.dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype).itemsize
+
+
+def bytes_per_step(
+    config: ModelConfig, *, weight_bytes: int, kv_bytes: int, batch: int, context: int
+) -> int:
     """Count the bytes that one decode step has to read: every matrix once, and the KV.
 
     Args:
         config: Sizes of the model.
-        itemsize: Bytes of a weight, and of a number in the KV pool.
+        weight_bytes: Bytes of a weight.
+        kv_bytes: Bytes of a number in the KV pool.
         batch: Sequences.
         context: Tokens of each.
     """
@@ -180,7 +207,7 @@ def bytes_per_step(config: ModelConfig, *, itemsize: int, batch: int, context: i
     mlp = 3 * config.hidden_size * config.intermediate_size
     weights = config.num_layers * (attention + mlp) + config.vocab_size * config.hidden_size
     kv = batch * context * config.num_layers * 2 * kv_width
-    return itemsize * (weights + kv)
+    return weight_bytes * weights + kv_bytes * kv
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -189,6 +216,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="tiny", help="folder of a checkpoint, or a packaged one")
     parser.add_argument("--mesh", default="cpu-1")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens to generate for each, above 1")

@@ -52,7 +52,9 @@ def test_step_reads_every_matrix_once_and_each_sequences_kv():
     weights = 2 * (attention + 3 * 8 * 16) + 100 * 8
     kv = 3 * 50 * 2 * 2 * 4
 
-    assert bytes_per_step(CONFIG, itemsize=2, batch=3, context=50) == 2 * (weights + kv)
+    assert bytes_per_step(CONFIG, weight_bytes=2, kv_bytes=2, batch=3, context=50) == 2 * (
+        weights + kv
+    )
 
 
 def test_host_time_is_of_the_steps_between():
