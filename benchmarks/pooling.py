@@ -15,10 +15,12 @@ instance's pool stands for `--pool-tokens` tokens.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +36,9 @@ MODES: dict[str, dict[str, Any]] = {
     "round_robin": {"placement": "round_robin", "planner": False},
     "planner": {},
 }
+
+SAMPLE_S = 0.05
+"""Seconds between two looks at the pools."""
 
 Finding: TypeAlias = dict[str, str | int | float | list[int] | dict[str, int]]
 
@@ -53,10 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         profile = Path(folder, "profile.json")
         scaled_profile(args.pool_tokens / pool).save(profile)
         engines = {mode: make_llm(mode, args, profile) for mode in args.modes}
+        watched: dict[str, list[list[int]]] = {}
         for round_number in range(args.pairs):
             for mode, llm in engines.items():
-                found = run(llm, requests, pool)
+                with held_blocks(llm) as samples:
+                    found = run(llm, requests, pool)
+                watched[mode] = samples
                 print(json.dumps({"mode": mode, "round": round_number} | found), flush=True)
+        if args.plot:
+            draw_held(watched, args.num_blocks, args.plot)
         for llm in engines.values():
             llm.close()
     return 0
@@ -76,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--pool-tokens", type=int, default=120_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="draw the blocks held over time; an SVG or PNG")
     return parser
 
 
@@ -130,6 +141,44 @@ def run(llm: LLM, requests: Sequence[Lengths], pool: int) -> Finding:
         "device": machine().device,
         "commit": machine().commit,
     }
+
+
+@contextlib.contextmanager
+def held_blocks(llm: LLM) -> Iterator[list[list[int]]]:
+    """Look at every instance's held blocks while something runs."""
+    samples: list[list[int]] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(SAMPLE_S):
+            samples.append([usage.held for usage in llm.pool().usage])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield samples
+    finally:
+        is_over.set()
+        watcher.join()
+
+
+def draw_held(watched: dict[str, list[list[int]]], num_blocks: int, path: Path) -> None:
+    """Draw a row of colours for each instance: how full it was over the run."""
+    # Only who draws needs it: pip install 'distkv-jax[plot]'.
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(watched), 1, figsize=(8, 1.6 * len(watched)), squeeze=False, layout="constrained"
+    )
+    image = None
+    for axis, (mode, samples) in zip(axes[:, 0], watched.items(), strict=True):
+        shares = [[held / num_blocks for held in sample] for sample in zip(*samples, strict=True)]
+        image = axis.imshow(shares, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
+        axis.set(title=mode, ylabel="instance", xticks=[])
+    axes[-1, 0].set_xlabel("time, from the first request to the last token")
+    if image is not None:
+        figure.colorbar(image, ax=axes[:, 0].tolist(), label="part of the pool that is held")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
