@@ -20,6 +20,7 @@ from benchmarks.bandwidth import bytes_per_s, read_memory
 from benchmarks.measure import Record, measure, timed, wall_clock
 from distkv_jax import LLM, SamplingParams
 from distkv_jax.engine.engine import EngineStats
+from distkv_jax.engine.outputs import RequestOutput
 from distkv_jax.models.config import ModelConfig
 
 SIZES = (
@@ -40,7 +41,7 @@ SHORT = 16
 
 
 class Rates(NamedTuple):
-    """Tokens per second, worked out as the peer's script does it: from the fastest runs.
+    """Tokens per second, from the fastest runs.
 
     Attributes:
         prefill_tok_s: Prompt tokens over the time to one token for each prompt.
@@ -74,32 +75,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts = make_prompts(args.batch, args.prompt, vocab_size=config.vocab_size)
         first = timed(functools.partial(generate, llm, prompts[:1], 1))
         first_token_s = args.spawned_at and wall_clock() - args.spawned_at
+        sizes = {name: getattr(args, name) for name in SIZES}
+        steps: list[float] = []
         records = measure(
             {
                 "prefill": functools.partial(generate, llm, prompts, 1),
-                "prefill_and_decode": functools.partial(generate, llm, prompts, args.new),
-            },
-            sizes={name: getattr(args, name) for name in SIZES},
-            runs=args.runs,
-        )
-        sizes = {name: getattr(args, name) for name in SIZES} | {"prompt": SHORT}
-        stubs = [prompt[:SHORT] for prompt in prompts]
-        short = measure(
-            {
-                "prefill": functools.partial(generate, llm, stubs, 1),
-                "prefill_and_decode": functools.partial(generate, llm, stubs, args.new),
+                "prefill_and_decode": lambda: steps.append(
+                    step_seconds(generate(llm, prompts, args.new))
+                ),
             },
             sizes=sizes,
             runs=args.runs,
         )
+        stubs = [prompt[:SHORT] for prompt in prompts]
+        short_s = min(step_seconds(generate(llm, stubs, args.new)) for _ in range(1 + args.runs))
         before = llm.stats()
-        generate(llm, prompts, args.new)
+        generate(llm, stubs, args.new)
         host = host_time(before, llm.stats())
     memory = read_memory()
     for record in (*records.values(), memory):
         print(record.line())
-    rates = work_out(records["prefill"], records["prefill_and_decode"])
-    without_attention = work_out(short["prefill"], short["prefill_and_decode"])
+    rates = work_out(records["prefill"], min(steps))
     step_bytes = bytes_per_step(
         config,
         weight_bytes=jnp.dtype(args.dtype).itemsize,
@@ -114,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "startup_compile_s": start.compile_s,
         "first_generate_s": first.seconds,
         **rates._asdict(),
-        "attention_share": 1 - without_attention.step_ms / rates.step_ms,
+        "attention_share": 1 - short_s * 1e3 / rates.step_ms,
         **host._asdict(),
         "step_mb": step_bytes / 1e6,
         "read_gb_s": bytes_per_s(memory) / 1e9,
@@ -144,9 +140,9 @@ def make_llm(args: argparse.Namespace) -> LLM:
     )
 
 
-def generate(llm: LLM, prompts: Sequence[Sequence[int]], num_tokens: int) -> None:
+def generate(llm: LLM, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[RequestOutput]:
     """Generate exactly `num_tokens` tokens for each prompt, greedily."""
-    llm.generate(
+    return llm.generate(
         [{"prompt_token_ids": list(prompt)} for prompt in prompts],
         SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False),
         use_tqdm=False,
@@ -160,18 +156,24 @@ def make_prompts(batch: int, length: int, *, vocab_size: int) -> list[list[int]]
     return [[rng.randrange(LOWEST_ID, highest) for _ in range(length)] for _ in range(batch)]
 
 
-def work_out(prefill: Record, total: Record) -> Rates:
-    """Work out rates from runs of one token a prompt, and of `new` tokens a prompt.
+def step_seconds(outputs: Sequence[RequestOutput]) -> float:
+    """Work out one decode step: from the last prompt's first token to the last token of all.
 
     Raises:
-        ValueError: The longer runs were not longer: too few tokens for this machine's noise.
+        ValueError: There was one token only.
     """
-    batch, prompt, new = (int(total.sizes[name]) for name in ("batch", "prompt", "new"))
-    prefill_s, total_s = min(prefill.runs_s), min(total.runs_s)
-    if total_s <= prefill_s:
-        raise ValueError(f"{new} tokens took {total_s:.3f} s, 1 token {prefill_s:.3f} s")
-    step_s = (total_s - prefill_s) / (new - 1)
-    return Rates(batch * prompt / prefill_s, batch / step_s, step_s * 1e3)
+    metrics = [output.metrics for output in outputs]
+    steps = min(len(output.outputs[0].token_ids) for output in outputs) - 1
+    if not steps:
+        raise ValueError("one token for each prompt has no decode step, expected more")
+    first = max(one.first_token_time or 0 for one in metrics)
+    return (max(one.finished_time or 0 for one in metrics) - first) / steps
+
+
+def work_out(prefill: Record, step_s: float) -> Rates:
+    """Work out rates from runs of one token a prompt, and from the seconds of a decode step."""
+    batch, prompt = (int(prefill.sizes[name]) for name in ("batch", "prompt"))
+    return Rates(batch * prompt / min(prefill.runs_s), batch / step_s, step_s * 1e3)
 
 
 def host_time(before: EngineStats, after: EngineStats) -> HostTime:

@@ -7,6 +7,7 @@ from pathlib import Path
 from distkv_jax.errors import ConfigError
 
 CACHE_VARIABLE = "DISTKV_CACHE_DIR"
+API_KEY_VARIABLE = "DISTKV_API_KEY"
 
 
 def cache_folder() -> Path:
@@ -27,6 +28,11 @@ def cache_folder() -> Path:
         return folder
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "distkv-jax"
+
+
+def api_key() -> str | None:
+    """Read the API key that a server asks for, or a client gives; None where there is none."""
+    return os.environ.get(API_KEY_VARIABLE) or None
 
 
 def add_xla_flags(flags: Mapping[str, str]) -> None:

@@ -248,6 +248,42 @@ class LLM:
                     apply_update(output, update, time.monotonic())
                 yield snapshot(output)
 
+    @property
+    def thread(self) -> EngineThread:
+        """The engine's thread, for who waits in a way of its own: the service."""
+        return self._thread
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether prompts may be text."""
+        return self._tokenizer is not None
+
+    def make_request(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Request:
+        """Tokenise and check a request, to be submitted to `thread`.
+
+        Raises:
+            RequestError: It can never be served.
+        """
+        text, token_ids = parse_prompt(prompt, self._tokenizer)
+        request = Request(
+            request_id=request_id,
+            prompt=text,
+            prompt_token_ids=token_ids,
+            params=self._without_text(sampling_params),
+            priority=priority,
+            deadline=deadline,
+        )
+        self._admission.check(request)
+        return request
+
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer.
 
@@ -275,22 +311,19 @@ class LLM:
         priority: Sequence[int] | None,
     ) -> list[Request]:
         """Check everything there is to check before anything is started."""
-        many = [prompts] if is_single(prompts) else list(prompts)
+        many: list[Any] = [prompts] if is_single(prompts) else list(prompts)
         each = self._params_of_each(params, len(many))
         if priority is not None and len(priority) != len(many):
             raise RequestError(f"{len(priority)} priorities for {len(many)} prompts")
         requests = []
         for index, (prompt, one) in enumerate(zip(many, each, strict=True)):
             try:
-                text, token_ids = parse_prompt(prompt, self._tokenizer)
-                request = Request(
+                request = self.make_request(
+                    prompt,
+                    one,
                     request_id=f"request-{next(self._names)}",
-                    prompt=text,
-                    prompt_token_ids=token_ids,
-                    params=self._without_text(one),
                     priority=0 if priority is None else priority[index],
                 )
-                self._admission.check(request)
             except RequestError as error:
                 if len(many) > 1:
                     error.add_note(f"in prompt {index} of {len(many)}; none was started")

@@ -6,7 +6,16 @@ import sys
 from collections.abc import Sequence
 
 from distkv_jax.cli.parser import build_parser
-from distkv_jax.errors import ConfigError, DistKVError, PromptTooLong, QueueFull, RequestError
+from distkv_jax.errors import (
+    ConfigError,
+    DistKVError,
+    NotAllowed,
+    PromptTooLong,
+    QueueFull,
+    RequestError,
+    Unauthenticated,
+    Unavailable,
+)
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -19,6 +28,12 @@ HINTS: tuple[tuple[type[BaseException], str], ...] = (
         "`distkv fit` shows what fits",
     ),
     (QueueFull, "raise --max-num-queued-reqs, or give fewer prompts at once"),
+    (
+        Unavailable,
+        "is the server running at --server? `distkv serve` starts one",
+    ),
+    (Unauthenticated, "set DISTKV_API_KEY, or give --api-key-file"),
+    (NotAllowed, "ask for a key marked admin, or use one"),
     (RequestError, "`distkv {command} --help` lists every setting and its limits"),
     (ConfigError, "`distkv {command} --help` lists every setting; `distkv meshes` every mesh"),
     (OSError, "check the path and its permissions"),

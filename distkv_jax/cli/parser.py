@@ -1,12 +1,15 @@
 """What can be written on the command line, and the help that teaches it."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import distkv_jax
 from distkv_jax.cli.arguments import Parser, add_fields
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.sampling_params import SamplingParams
+from serve.client_settings import ClientSettings
+from serve.settings import ServerSettings
 
 MODEL_HELP = (
     "tiny, the model that ships with the package (the default); a folder in the layout of "
@@ -50,11 +53,11 @@ examples:
   distkv fit ./llama-8b --mesh h100-8
   distkv fit ./llama-8b/config.json --mesh v5e-16 --context 32768 --context 131072
   distkv fit tiny --mesh cpu-8 --block-size 16 --num-blocks 32
-  distkv fit llama2-7b --mesh v5p-64 --aot      minutes; needs no TPU
+  distkv fit llama2-7b --mesh v5p-64 --aot
 
 Reads config.json alone: no weights, no devices. Not counted are the programs' temporaries, known
 once compiled: --device-memory-fraction leaves them room, and --aot has the TPU's compiler count
-them, on any machine with `pip install 'distkv-jax[aot-tpu]'`.
+them, in minutes on any machine with `pip install 'distkv-jax[aot-tpu]'`.
 """
 FIT_MODEL_HELP = (
     "as --model; the path of a config.json; or a known shape: llama2-7b, llama2-13b, llama2-70b"
@@ -62,6 +65,23 @@ FIT_MODEL_HELP = (
 CONVERT_EXAMPLES = """\
 example:
   distkv convert ./llama-8b ./llama-8b-orbax && distkv generate --model ./llama-8b-orbax "Hello"
+"""
+SERVE_EXAMPLES = """\
+examples:
+  distkv serve tiny --mesh cpu-8 --block-size 16 --num-blocks 64
+  distkv serve ./llama-8b --mesh h100-8 --port 50051 --api-key-file keys.txt
+  distkv serve ./llama-8b --host 0.0.0.0 --api-key-file keys.txt --tls-cert c.pem --tls-key k.pem
+
+Then, from another terminal: distkv client stream "Once upon a time"
+SIGTERM or Ctrl-C lets accepted requests finish and stops; a second one stops at once. The exit
+code is 0 if nothing was lost.
+"""
+CLIENT_EXAMPLES = """\
+examples:
+  distkv client generate "It was a bright day" "In the beginning" --max-tokens 40 --temperature 0
+  distkv client stream "Dear Sir," --seed 7 --stop "." --request-id letter-1
+  distkv client abort letter-1
+  distkv client pool --server gpu7:50051 --tls-ca ca.pem --api-key-file key.txt
 """
 CHAT_MAX_TOKENS = 256
 FIT_FIELDS = (
@@ -95,6 +115,10 @@ def build_parser() -> Parser:
         )
     )
     _add_chat(_command(commands, "chat", "[SETTINGS]", "talk to a model", CHAT_EXAMPLES))
+    what = "serve a model by gRPC"
+    _add_serve(_command(commands, "serve", "[MODEL] [SETTINGS]", what, SERVE_EXAMPLES))
+    what = "talk to a server"
+    _add_client(_command(commands, "client", "ACTION [SETTINGS]", what, CLIENT_EXAMPLES))
     what = "say what fits on a mesh, before loading"
     _add_fit(_command(commands, "fit", "MODEL --mesh MESH [SETTINGS]", what, FIT_EXAMPLES))
     what = "write a checkpoint that restores onto any mesh"
@@ -124,6 +148,16 @@ def _command(
 
 
 def _add_generate(parser: Parser) -> None:
+    _add_prompts(parser)
+    form = parser.add_argument_group("output").add_mutually_exclusive_group()
+    form.add_argument("--stream", action="store_true", help="print tokens as they come")
+    form.add_argument("--json", action="store_true", help="print one JSON object for each prompt")
+    _add_reports(parser)
+    _add_engine(parser)
+    add_fields(parser, "sampling", SamplingParams)
+
+
+def _add_prompts(parser: Parser) -> None:
     parser.add_argument(
         "prompts",
         nargs="*",
@@ -143,12 +177,56 @@ def _add_generate(parser: Parser) -> None:
         action="store_true",
         help="prompts are token ids, separated by commas or spaces, and ids are printed",
     )
-    form = parser.add_argument_group("output").add_mutually_exclusive_group()
-    form.add_argument("--stream", action="store_true", help="print tokens as they come")
-    form.add_argument("--json", action="store_true", help="print one JSON object for each prompt")
-    _add_reports(parser)
-    _add_engine(parser)
-    add_fields(parser, "sampling", SamplingParams)
+
+
+def _add_serve(parser: Parser) -> None:
+    parser.add_argument(
+        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bars and no KV capacity on start"
+    )
+    add_fields(parser, "server", ServerSettings)
+    _add_engine(parser, has_model=False)
+
+
+def _add_client(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    generate = _command(actions, "generate", "[PROMPT ...] [SETTINGS]", "complete prompts")
+    stream = _command(actions, "stream", "[PROMPT ...] [SETTINGS]", "print text as it comes")
+    generate.add_argument(
+        "--json", action="store_true", help="print one JSON object for each prompt"
+    )
+    stream.add_argument(
+        "--request-id", default="", metavar="NAME", help="a name to abort the request by"
+    )
+    for action in (generate, stream):
+        _add_prompts(action)
+        action.add_argument(
+            "--priority",
+            default=0,
+            type=int,
+            metavar="N",
+            help="lower runs first, where the server schedules by priority (default: 0)",
+        )
+    abort = _command(actions, "abort", "REQUEST_ID [SETTINGS]", "end a request")
+    abort.add_argument("request_id", metavar="REQUEST_ID", help="as the request was named")
+    info = _command(actions, "info", "[SETTINGS]", "print what is served")
+    pool = _command(actions, "pool", "[SETTINGS]", "print where every block is")
+    load = _command(actions, "load", "[SETTINGS]", "print how busy the server is")
+    drain = _command(actions, "drain", "[SETTINGS]", "stop the server when requests have ended")
+    drain.add_argument(
+        "--grace-s",
+        type=float,
+        metavar="X",
+        help="seconds that accepted requests have (default: the server's setting)",
+    )
+    # Never the key itself: other users of the machine see command lines.
+    shown = [field.name for field in dataclasses.fields(ClientSettings) if field.name != "api_key"]
+    for action in (generate, stream, abort, info, pool, load, drain):
+        add_fields(action, "connection", ClientSettings, only=shown)
+    for action in (generate, stream):
+        add_fields(action, "sampling", SamplingParams)
 
 
 def _add_chat(parser: Parser) -> None:
@@ -170,9 +248,10 @@ def _add_reports(parser: Parser) -> None:
     )
 
 
-def _add_engine(parser: Parser) -> None:
-    model = parser.add_argument_group("model and mesh")
-    model.add_argument("--model", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
+def _add_engine(parser: Parser, *, has_model: bool = True) -> None:
+    model = parser.add_argument_group("model and mesh" if has_model else "mesh")
+    if has_model:
+        model.add_argument("--model", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
     model.add_argument("--mesh", default=argparse.SUPPRESS, metavar="MESH", help=MESH_HELP)
     model.add_argument("--dtype", default=argparse.SUPPRESS, metavar="DTYPE", help=DTYPE_HELP)
     # --seed is the one of sampling.

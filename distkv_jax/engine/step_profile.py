@@ -88,7 +88,8 @@ def rates(seconds: dict[int, float]) -> tuple[Rate, ...]:
     found: list[Rate] = []
     longest = LEAST_S
     for size, took in sorted(seconds.items()):
-        longest = max(longest, took)
+        # A little more each time: equal seconds may not stay equal as rates.
+        longest = max(longest * (1 + 1e-9), took)
         found.append(Rate(size, size / longest))
     return tuple(found)
 

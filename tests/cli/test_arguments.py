@@ -12,6 +12,8 @@ from distkv_jax.cli.parser import build_parser
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.sampling_params import MAX_N, SamplingParams
 from distkv_jax.llm import LLM
+from serve.client_settings import ClientSettings
+from serve.settings import ServerSettings
 
 LIMIT = 7
 
@@ -105,7 +107,7 @@ def test_a_wrong_flag_is_one_line_and_a_hint(
     assert hint == "hint: `prog --help` lists every setting"
 
 
-@pytest.mark.parametrize("settings", [EngineConfig, SamplingParams])
+@pytest.mark.parametrize("settings", [EngineConfig, SamplingParams, ServerSettings, ClientSettings])
 def test_every_field_of_the_api_is_described(settings: type):
     texts = attribute_texts(settings)
 

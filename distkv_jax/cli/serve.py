@@ -1,0 +1,65 @@
+"""`distkv serve`: a model on the network until a signal stops it."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+
+import distkv_jax
+from distkv_jax.cli.arguments import given_fields
+from distkv_jax.cli.open_llm import open_llm
+from distkv_jax.llm import LLM
+from serve.server import Server
+from serve.settings import ServerSettings
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve.
+
+    Returns:
+        0 if every accepted request could finish and no block leaked, else 1.
+
+    Raises:
+        DistKVError: The model cannot be loaded or the address not be had, or a block leaked.
+        OSError: A file of keys or certificates cannot be read.
+    """
+    settings = ServerSettings(**given_fields(args, ServerSettings))
+    model = args.model if "model" in args else "tiny"
+    with open_llm(args) as llm:
+        is_clean = asyncio.run(serve(llm, settings, os.path.basename(os.path.normpath(model))))
+    outcome = "nothing was lost" if is_clean else "requests were cut off"
+    print(f"stopped, {outcome}", file=sys.stderr)
+    return 0 if is_clean else 1
+
+
+async def serve(llm: LLM, settings: ServerSettings, model_name: str) -> bool:
+    """Serve until stopped; says whether every accepted request could finish."""
+    server = Server(llm, settings, model_name=model_name)
+    await server.start()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, server)
+    safety = "TLS" if settings.has_tls else "no TLS"
+    safety += ", client certificates" if settings.tls_client_ca is not None else ""
+    safety += ", API keys" if server.has_keys else ", no API keys"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(
+        f"distkv {distkv_jax.__version__} serves {settings.served_model_name or model_name} "
+        f"by gRPC on {host}:{server.port} ({safety})",
+        flush=True,
+    )
+    return await server.wait()
+
+
+def on_signal(server: Server) -> None:
+    """Drain at the first signal; at the next one end everything."""
+    if server.dispatcher.is_draining:
+        print("stopping at once", file=sys.stderr)
+    else:
+        print(
+            f"draining: up to {server.settings.drain_grace_s:g} s for accepted requests, "
+            "a second signal stops at once",
+            file=sys.stderr,
+        )
+    server.drain()

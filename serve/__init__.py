@@ -1,0 +1,1 @@
+"""The network service over `distkv_jax.LLM`: gRPC server and clients."""

@@ -1,0 +1,155 @@
+"""`AsyncClient`: a DistKV server from asyncio."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from distkv_jax.engine.outputs import RequestOutput, snapshot
+from serve.client.blocking_client import Sampling, heard_of, new_result
+from serve.client.retries import Retries
+from serve.client_settings import ClientSettings
+from serve.proto.distkv.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
+from serve.translate import add_response, message_of_request
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same calls, arguments and errors.
+
+    One event loop owns it. Close it, or use it in an `async with`.
+    """
+
+    def __init__(self, server: str = "127.0.0.1:50051", **settings: Any) -> None:
+        """Prepare; the connection is made by the first call. Needs a running event loop.
+
+        Args:
+            server: HOST:PORT.
+            **settings: Fields of `ClientSettings`.
+
+        Raises:
+            ConfigError: A setting cannot be.
+            OSError: A file cannot be read.
+        """
+        self._settings = ClientSettings(server=server, **settings)
+        self._metadata = self._settings.metadata()
+        options = self._settings.options()
+        if self._settings.has_tls:
+            trust = grpc.ssl_channel_credentials(*self._settings.certificates())
+            self._channel = grpc.aio.secure_channel(server, trust, options)
+        else:
+            self._channel = grpc.aio.insecure_channel(server, options)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._control = control_pb2_grpc.ControlStub(self._channel)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way end with an error."""
+        await self._channel.close()
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: Sampling | None = None,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> RequestOutput:
+        """Generate for one prompt; as `Client.generate`. Cancelling the task cancels it."""
+        message = message_of_request(
+            prompt, sampling_params, request_id=request_id, priority=priority
+        )
+        output = new_result(prompt)
+        answer = await self._call(self._inference.Generate, message, timeout_s)
+        add_response(output, answer, time.monotonic())
+        return output
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: Sampling | None = None,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Generate for one prompt, giving the output so far; as `Client.stream`."""
+        message = message_of_request(
+            prompt, sampling_params, request_id=request_id, priority=priority
+        )
+        return self._stream(prompt, message, timeout_s)
+
+    async def _stream(
+        self,
+        prompt: str | Sequence[int],
+        message: inference_pb2.GenerateRequest,
+        timeout_s: float | None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        output, retries, has_begun = new_result(prompt), self._retries(timeout_s), False
+        while True:
+            call = self._inference.GenerateStream(
+                message, timeout=retries.time_left(), metadata=self._metadata
+            )
+            try:
+                async for piece in call:
+                    has_begun = True
+                    add_response(output, piece, time.monotonic())
+                    yield snapshot(output)
+                return
+            except grpc.RpcError as error:
+                await asyncio.sleep(retries.wait_before_next(heard_of(error), has_begun=has_begun))
+            finally:
+                call.cancel()
+
+    async def abort(self, request_id: str) -> None:
+        """End one of this caller's live requests; as `Client.abort`."""
+        await self._call(self._inference.Abort, inference_pb2.AbortRequest(request_id=request_id))
+
+    async def model_info(self) -> inference_pb2.GetModelInfoResponse:
+        """Ask what is served."""
+        return await self._call(self._inference.GetModelInfo, inference_pb2.GetModelInfoRequest())
+
+    async def load(self) -> control_pb2.GetLoadResponse:
+        """Ask how busy the server is; an admin's call."""
+        return await self._call(self._control.GetLoad, control_pb2.GetLoadRequest())
+
+    async def pool(self) -> control_pb2.GetPoolResponse:
+        """Ask where every block is, and who owes whom; an admin's call."""
+        return await self._call(self._control.GetPool, control_pb2.GetPoolRequest())
+
+    async def drain(self, grace_s: float | None = None) -> int:
+        """Stop the server; as `Client.drain`."""
+        message = control_pb2.DrainRequest(grace_s=grace_s)
+        return (await self._call(self._control.Drain, message)).num_requests
+
+    def _retries(self, timeout_s: float | None) -> Retries:
+        timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        return Retries(self._settings.max_retries, timeout_s)
+
+    async def _call(
+        self, rpc: Callable[..., Any], message: object, timeout_s: float | None = None
+    ) -> Any:
+        retries = self._retries(timeout_s)
+        while True:
+            try:
+                return await rpc(message, timeout=retries.time_left(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                await asyncio.sleep(retries.wait_before_next(heard_of(error), has_begun=False))

@@ -1,0 +1,205 @@
+"""`Client`: a DistKV server from blocking code."""
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from distkv_jax.engine.outputs import RequestMetrics, RequestOutput, snapshot
+from distkv_jax.engine.sampling_params import SamplingParams
+from serve.client.retries import Retries
+from serve.client_settings import ClientSettings
+from serve.errors import Heard, hear
+from serve.proto.distkv.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
+from serve.translate import add_response, message_of_request
+
+T = TypeVar("T")
+
+Sampling = SamplingParams | Mapping[str, Any]
+"""All parameters, or only those that differ from the model's defaults."""
+
+
+class Client:
+    """Calls a server; safe to use from several threads.
+
+    Errors are those that the server raised, with its text. Close it, or use it in a `with`.
+    """
+
+    def __init__(self, server: str = "127.0.0.1:50051", **settings: Any) -> None:
+        """Prepare; the connection is made by the first call.
+
+        Args:
+            server: HOST:PORT.
+            **settings: Fields of `ClientSettings`.
+
+        Raises:
+            ConfigError: A setting cannot be.
+            OSError: A file cannot be read.
+        """
+        self._settings = ClientSettings(server=server, **settings)
+        self._metadata = self._settings.metadata()
+        options = self._settings.options()
+        if self._settings.has_tls:
+            trust = grpc.ssl_channel_credentials(*self._settings.certificates())
+            self._channel = grpc.secure_channel(server, trust, options)
+        else:
+            self._channel = grpc.insecure_channel(server, options)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self._control = control_pb2_grpc.ControlStub(self._channel)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls under way end with an error."""
+        self._channel.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: Sampling | None = None,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> RequestOutput:
+        """Generate for one prompt.
+
+        Args:
+            prompt: Text or token ids.
+            sampling_params: How to sample; None for the model's defaults.
+            request_id: A name to abort it by; empty takes one from the server.
+            priority: Lower first, where the server schedules by priority.
+            timeout_s: Seconds for it, retries included; None takes the client's setting.
+
+        Raises:
+            DistKVError: As the server says: a `RequestError` is final, `QueueFull` and
+                `Unavailable` may be tried later.
+        """
+        message = message_of_request(
+            prompt, sampling_params, request_id=request_id, priority=priority
+        )
+        output = new_result(prompt)
+        answer = self._call(self._inference.Generate, message, timeout_s)
+        add_response(output, answer, time.monotonic())
+        return output
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        sampling_params: Sampling | None = None,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """Generate for one prompt, giving the output so far for each piece that comes.
+
+        The request starts with the first output that is asked for. Closing the iterator early
+        cancels it. Arguments and errors are those of `generate`.
+        """
+        message = message_of_request(
+            prompt, sampling_params, request_id=request_id, priority=priority
+        )
+        return self._stream(prompt, message, timeout_s)
+
+    def _stream(
+        self,
+        prompt: str | Sequence[int],
+        message: inference_pb2.GenerateRequest,
+        timeout_s: float | None,
+    ) -> Generator[RequestOutput, None, None]:
+        output, retries, has_begun = new_result(prompt), self._retries(timeout_s), False
+        while True:
+            call = self._inference.GenerateStream(
+                message, timeout=retries.time_left(), metadata=self._metadata
+            )
+            try:
+                for piece in call:
+                    has_begun = True
+                    add_response(output, piece, time.monotonic())
+                    yield snapshot(output)
+                return
+            except grpc.RpcError as error:
+                time.sleep(retries.wait_before_next(heard_of(error), has_begun=has_begun))
+            finally:
+                call.cancel()
+
+    def abort(self, request_id: str) -> None:
+        """End one of this caller's live requests.
+
+        Raises:
+            RequestNotFound: It has none of that name.
+            DistKVError: As `generate`.
+        """
+        self._call(self._inference.Abort, inference_pb2.AbortRequest(request_id=request_id))
+
+    def model_info(self) -> inference_pb2.GetModelInfoResponse:
+        """Ask what is served."""
+        return self._call(self._inference.GetModelInfo, inference_pb2.GetModelInfoRequest())
+
+    def load(self) -> control_pb2.GetLoadResponse:
+        """Ask how busy the server is; an admin's call."""
+        return self._call(self._control.GetLoad, control_pb2.GetLoadRequest())
+
+    def pool(self) -> control_pb2.GetPoolResponse:
+        """Ask where every block is, and who owes whom; an admin's call."""
+        return self._call(self._control.GetPool, control_pb2.GetPoolRequest())
+
+    def drain(self, grace_s: float | None = None) -> int:
+        """Stop the server when accepted requests have ended; an admin's call.
+
+        Args:
+            grace_s: Seconds they have; None for the server's setting.
+
+        Returns:
+            How many there are.
+        """
+        message = control_pb2.DrainRequest(grace_s=grace_s)
+        return self._call(self._control.Drain, message).num_requests
+
+    def _retries(self, timeout_s: float | None) -> Retries:
+        timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
+        return Retries(self._settings.max_retries, timeout_s)
+
+    def _call(self, rpc: Callable[..., T], message: object, timeout_s: float | None = None) -> T:
+        retries = self._retries(timeout_s)
+        while True:
+            try:
+                return rpc(message, timeout=retries.time_left(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                time.sleep(retries.wait_before_next(heard_of(error), has_begun=False))
+
+
+def new_result(prompt: str | Sequence[int]) -> RequestOutput:
+    """The output of a request that was not sent yet."""
+    is_text = isinstance(prompt, str)
+    return RequestOutput(
+        request_id="",
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=[] if is_text else [int(token) for token in prompt],
+        prompt_logprobs=None,
+        outputs=[],
+        finished=False,
+        metrics=RequestMetrics(arrival_time=time.monotonic()),
+    )
+
+
+def heard_of(error: Any) -> Heard:
+    """Understand a failed call, of either kind of client."""
+    return hear(error.code(), error.details() or "", error.trailing_metadata() or ())

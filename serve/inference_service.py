@@ -1,0 +1,130 @@
+"""`distkv.v1.Inference`: generating, aborting, and what model there is."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import distkv_jax
+from serve.dispatch import Ask, Dispatcher, caller_name
+from serve.gate import CALLER
+from serve.proto.distkv.v1 import inference_pb2 as pb
+from serve.proto.distkv.v1 import inference_pb2_grpc
+from serve.stream import Stream
+from serve.translate import (
+    add_updates,
+    first_message,
+    message_of_sampling,
+    naming_fields,
+    prompt_of,
+    request_id_of,
+    sampling_of,
+)
+
+LONGEST_DEADLINE_S = 1e8
+"""gRPC gives a time beyond this where there is no deadline."""
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """Translates messages, and leaves the rest to the dispatcher."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, model_name: str, *, stream_interval_s: float
+    ) -> None:
+        """Serve inference.
+
+        Args:
+            dispatcher: Where requests go.
+            model_name: As the server calls its model.
+            stream_interval_s: Least seconds between two pieces of a stream.
+        """
+        self._dispatcher = dispatcher
+        self._interval_s = stream_interval_s
+        self._defaults = dispatcher.llm.get_default_sampling_params()
+        self._model_name = model_name
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
+        """Answer when all samples have ended."""
+        async with self._open(request, context, is_whole=True) as stream:
+            answer = self._begin(stream, request)
+            while not stream.has_ended:
+                add_updates(answer, await stream.take())
+            answer.usage.CopyFrom(usage_of(stream))
+        return answer
+
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
+        """Answer piece by piece; what comes while a piece is written goes into the next."""
+        async with self._open(request, context, is_whole=False) as stream:
+            piece, not_before = self._begin(stream, request), 0.0
+            loop = asyncio.get_running_loop()
+            while True:
+                add_updates(piece, await stream.take(not_before=not_before))
+                if stream.has_ended:
+                    break
+                not_before = loop.time() + self._interval_s
+                await context.write(piece)
+                piece = pb.GenerateResponse()
+            piece.usage.CopyFrom(usage_of(stream))
+            # The engine is done with it, its quota and the drain are when this piece is gone.
+            await context.write(piece)
+
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
+        """End a request of the same caller."""
+        del context
+        self._dispatcher.abort(CALLER.get(), request_id_of(request))
+        return pb.AbortResponse()
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, context: Any
+    ) -> pb.GetModelInfoResponse:
+        """Tell what is served."""
+        del request, context
+        llm = self._dispatcher.llm
+        return pb.GetModelInfoResponse(
+            model=self._model_name,
+            version=distkv_jax.__version__,
+            max_model_len=llm.max_model_len,
+            vocab_size=llm.model_config.vocab_size,
+            has_tokenizer=llm.has_tokenizer,
+            block_size=llm.config.block_size,
+            num_instances=llm.mesh.shape["instance"],
+            instance_tokens=llm.capacity.instance_tokens,
+            mesh_tokens=llm.capacity.mesh_tokens,
+            request_tokens=llm.capacity.request_tokens,
+            default_sampling=message_of_sampling(self._defaults),
+        )
+
+    @contextlib.asynccontextmanager
+    async def _open(
+        self, request: pb.GenerateRequest, context: Any, *, is_whole: bool
+    ) -> AsyncIterator[Stream]:
+        left: float | None = context.time_remaining()
+        deadline = None
+        if left is not None and left < LONGEST_DEADLINE_S:
+            deadline = time.monotonic() + left
+        with naming_fields():
+            ask = Ask(
+                prompt=prompt_of(request),
+                params=sampling_of(request.sampling, self._defaults),
+                request_id=request_id_of(request),
+                priority=request.priority,
+                deadline=deadline,
+            )
+            async with self._dispatcher.open(CALLER.get(), ask, is_whole=is_whole) as stream:
+                yield stream
+
+    def _begin(self, stream: Stream, request: pb.GenerateRequest) -> pb.GenerateResponse:
+        name = caller_name(stream.caller, stream.request.request_id)
+        return first_message(stream.request, name, has_ids=request.return_prompt_token_ids)
+
+
+def usage_of(stream: Stream) -> pb.Usage:
+    """Sum a request up."""
+    return pb.Usage(
+        prompt_tokens=len(stream.request.prompt_token_ids),
+        completion_tokens=stream.num_tokens,
+        cached_tokens=stream.num_cached_tokens,
+        remote_kv_tokens=stream.remote_kv_tokens,
+        instances_used=sorted(stream.instances_used),
+    )

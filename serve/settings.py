@@ -1,0 +1,110 @@
+"""How a server listens, whom it lets in, and how much it takes at once."""
+
+import dataclasses
+import ipaddress
+
+from distkv_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSettings:
+    """Settings of a server; those of its engine are in `EngineConfig`.
+
+    Attributes:
+        host: Address to listen on. Another one than this machine's own needs TLS, and keys or
+            client certificates.
+        port: TCP port; 0 takes a free one, which is printed.
+        served_model_name: What the server calls its model; None takes the folder's name.
+        api_key_file: File with a line NAME KEY for each caller, or NAME KEY admin for who may call
+            Control too. A key in DISTKV_API_KEY is an admin's. Without any key everybody is let in.
+        tls_cert: PEM file with the server's certificate chain; with tls_key the port speaks TLS.
+        tls_key: PEM file with the key of the certificate.
+        tls_client_ca: PEM file of the authority whose certificates clients must show.
+        insecure_public: Listen on any address without TLS or without keys.
+        max_message_mib: Largest message in MiB; one of 4 holds about 1.4 million token ids.
+        max_num_requests: Requests under way at once, over all callers; more are refused.
+        quota_requests: Requests under way at once of one caller; None for any number.
+        quota_tokens: Prompt tokens of one caller that may wait for their first token; None for
+            any number. A caller with nothing waiting may send a prompt of any length.
+        stream_interval_ms: Least milliseconds between two pieces of a stream; tokens that come
+            faster share a piece, the first one and the end do not wait.
+        max_unread_tokens: Tokens kept for a client that does not read its stream; beyond them
+            its request is cancelled.
+        keepalive_s: Seconds of silence after which a connection is probed; one that does not answer
+            for as long is closed, and its requests end.
+        drain_grace_s: Seconds that accepted requests have to finish when the server is stopped.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 50051
+    served_model_name: str | None = None
+    api_key_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    insecure_public: bool = False
+    max_message_mib: int = 16
+    max_num_requests: int = 4096
+    quota_requests: int | None = None
+    quota_tokens: int | None = None
+    stream_interval_ms: float = 10.0
+    max_unread_tokens: int = 4096
+    keepalive_s: float = 30.0
+    drain_grace_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port={self.port} must be within 0..65535")
+        if not 1 <= self.max_message_mib <= 1024:
+            raise ConfigError(f"max_message_mib={self.max_message_mib} must be within 1..1024")
+        for name in ("max_num_requests", "max_unread_tokens", "quota_requests", "quota_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        if not 0 <= self.stream_interval_ms <= 10_000:
+            raise ConfigError(
+                f"stream_interval_ms={self.stream_interval_ms} must be within 0..10000"
+            )
+        if not 1 <= self.keepalive_s <= 86400:
+            raise ConfigError(f"keepalive_s={self.keepalive_s} must be within 1..86400")
+        if not 0 <= self.drain_grace_s <= 86400:
+            raise ConfigError(f"drain_grace_s={self.drain_grace_s} must be within 0..86400")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("tls_cert and tls_key go together, one of them was given")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ConfigError("tls_client_ca needs tls_cert and tls_key")
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the port speaks TLS."""
+        return self.tls_cert is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+
+def check_exposure(settings: ServerSettings, *, has_keys: bool) -> None:
+    """Refuse to listen to other machines without knowing who calls, or in the clear.
+
+    Raises:
+        ConfigError: It would; says what is missing.
+    """
+    if settings.is_local or settings.insecure_public:
+        return
+    missing = []
+    if not settings.has_tls:
+        missing.append("TLS (--tls-cert, --tls-key)")
+    if not has_keys and settings.tls_client_ca is None:
+        missing.append("keys (--api-key-file or DISTKV_API_KEY) or client certificates")
+    if missing:
+        raise ConfigError(
+            f"host={settings.host} can be reached from other machines: it needs "
+            f"{' and '.join(missing)}, or --insecure-public"
+        )

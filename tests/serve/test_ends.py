@@ -1,0 +1,348 @@
+"""Whatever ends a request, its RPC ends with a status and its blocks are free within two steps."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+
+from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.outputs import Update
+from distkv_jax.engine.request import Request
+from distkv_jax.engine.sampling_params import SamplingParams
+from distkv_jax.errors import (
+    DeadlineExceeded,
+    RequestCancelled,
+    RequestLost,
+    RequestNotFound,
+    SlowReader,
+    Unavailable,
+)
+from serve.client import AsyncClient
+from serve.dispatch import Ask
+from serve.keys import ANYBODY
+from serve.proto.distkv.v1 import inference_pb2_grpc
+from serve.stream import Stream, error_of
+from tests.serve.running import (
+    Loop,
+    Running,
+    failure_of,
+    in_background,
+    paused,
+    request_of,
+    running,
+    wait_until,
+)
+
+ROOT = Path(__file__).parents[2]
+ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}
+
+
+class Moment(NamedTuple):
+    """An engine around a cancel."""
+
+    num_steps: int
+    num_held: int
+
+
+def moment_of(engine: Engine) -> Moment:
+    held = sum(one.held for one in engine.coordinator.usage())
+    return Moment(engine.stats.num_steps, held)
+
+
+class Cancels:
+    """What the engine looked like when it heard of each cancel, and just after."""
+
+    def __init__(self) -> None:
+        self.before: list[Future[Moment]] = []
+        self.after: list[Future[Moment]] = []
+
+    def check(self) -> None:
+        assert self.before
+        first, last = self.before[0].result(), self.after[-1].result()
+        assert first.num_held > 0
+        assert last.num_held == 0
+        assert last.num_steps - first.num_steps <= 2
+
+
+@pytest.fixture
+def cancels(service: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cancels]:
+    seen, thread = Cancels(), service.llm.thread
+    cancel = thread.cancel
+
+    def watched(request_id: str) -> None:
+        seen.before.append(thread.call_soon(moment_of))
+        cancel(request_id)
+        seen.after.append(thread.call_soon(moment_of))
+
+    monkeypatch.setattr(thread, "cancel", watched)
+    yield seen
+
+
+def test_leaving_a_stream_frees_its_blocks(service: Running, cancels: Cancels) -> None:
+    stream = service.client.stream([5] * 20, ENDLESS)
+    next(stream)
+    stream.close()
+
+    wait_until(lambda: cancels.after, "the engine hears of it")
+    cancels.check()
+
+
+def test_cancelling_a_whole_answer_frees_its_blocks(service: Running, cancels: Cancels) -> None:
+    async def leave() -> None:
+        async with AsyncClient(service.address) as client:
+            task = asyncio.create_task(client.generate([5] * 20, ENDLESS))
+            while not service.server.dispatcher.quota.num_requests:
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    service.loop.run(leave())
+    wait_until(lambda: cancels.after, "the engine hears of it")
+    cancels.check()
+
+
+def test_a_killed_client_frees_its_blocks(service: Running, cancels: Cancels) -> None:
+    code = (
+        "from serve.client import Client\n"
+        f"for _ in Client('{service.address}').stream([5] * 20, {ENDLESS}): print(flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+    wait_until(lambda: cancels.after, "the engine hears of it")
+    cancels.check()
+
+
+def test_abort_ends_a_request_of_the_same_caller(service: Running, cancels: Cancels) -> None:
+    stream = service.client.stream([5] * 20, ENDLESS, request_id="mine")
+    next(stream)
+    service.client.abort("mine")
+
+    with pytest.raises(RequestCancelled, match="the request was aborted"):
+        list(stream)
+    cancels.check()
+
+
+def test_abort_of_nothing_says_so(service: Running) -> None:
+    with pytest.raises(RequestNotFound, match="'mine' is of no live request of yours"):
+        service.client.abort("mine")
+
+
+def test_a_deadline_in_the_queue_means_no_prefill(service: Running) -> None:
+    computed = service.llm.stats().num_computed_tokens
+    with paused(service.llm):
+        failure = failure_of(service.inference.Generate, request_of(5, 6, 7), timeout=0.2)
+
+    assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_until(lambda: not service.server.dispatcher.quota.num_requests, "it ends")
+    assert service.llm.stats().num_computed_tokens == computed
+
+
+def test_a_deadline_ends_a_request_that_runs(service: Running) -> None:
+    stream = service.inference.GenerateStream(
+        request_of(*[5] * 20, **ENDLESS, n=8, temperature=1.0), timeout=0.5
+    )
+    next(stream)
+    failure = failure_of(list, stream)
+
+    assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_the_engine_ends_what_is_overdue_with_a_text(service: Running) -> None:
+    """Where the engine's clock is first; over a socket the client's own clock often is."""
+
+    async def ask() -> None:
+        late = Ask([5, 6], SamplingParams(), deadline=time.monotonic() - 1)
+        async with service.server.dispatcher.open(ANYBODY, late, is_whole=True) as stream:
+            await stream.take()
+
+    with pytest.raises(DeadlineExceeded, match="the deadline passed before the request ended"):
+        service.loop.run(ask())
+
+
+def test_the_client_raises_its_own_deadline_as_ours(service: Running) -> None:
+    with paused(service.llm), pytest.raises(DeadlineExceeded):
+        service.client.generate([5], timeout_s=0.2)
+
+
+def test_a_reader_that_stops_reading_is_cut_off(loop: Loop, shared: Running) -> None:
+    """With 20 log-probabilities a token, and a client that takes little ahead."""
+    small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+    with (
+        running(loop, shared.llm, max_unread_tokens=20) as service,
+        grpc.insecure_channel(service.address, small) as channel,
+    ):
+        params: dict[str, Any] = ENDLESS | {"temperature": 1.0, "n": 8, "logprobs": 20}
+        request = request_of(5, **params)
+        stream = inference_pb2_grpc.InferenceStub(channel).GenerateStream(request)
+        next(stream)
+        wait_until(lambda: not shared.llm.pool().placement, "its blocks are free")
+        failure = failure_of(list, stream)
+
+    assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failure.text.endswith("tokens were not read, limit 20")
+    assert failure.retry_s is None
+
+
+def a_stream(max_unread: int | None, n: int = 1) -> Stream:
+    params = SamplingParams(n=n)
+    request = Request(request_id="r", prompt_token_ids=(1,), params=params)
+    return Stream(request, ANYBODY, max_unread=max_unread)
+
+
+def update_of(stream: Stream, token: int, finish_reason: str | None = None) -> Update:
+    return Update(stream.request, 0, (token,), finish_reason=finish_reason)
+
+
+def test_what_was_not_read_comes_at_once_and_no_more_than_the_limit_is_kept() -> None:
+    async def read() -> None:
+        stream = a_stream(max_unread=3)
+        for token in (1, 2, 3):
+            stream.add(update_of(stream, token))
+        assert [one.token_ids for one in await stream.take()] == [(1,), (2,), (3,)]
+        for token in (4, 5, 6, 7):
+            stream.add(update_of(stream, token))
+        with pytest.raises(SlowReader, match="4 tokens were not read, limit 3"):
+            await stream.take()
+
+    asyncio.run(read())
+
+
+def test_who_wants_the_whole_answer_is_woken_once() -> None:
+    async def read() -> None:
+        stream = a_stream(max_unread=None)
+        taken = asyncio.create_task(stream.take())
+        for token in range(1000):
+            stream.add(update_of(stream, token))
+            await asyncio.sleep(0)
+        assert not taken.done()
+        stream.add(update_of(stream, 1000, "length"))
+        assert len(await taken) == 1001
+
+    asyncio.run(read())
+
+
+def test_pieces_keep_their_distance_but_the_end_does_not_wait() -> None:
+    async def read() -> None:
+        stream, loop = a_stream(max_unread=100), asyncio.get_running_loop()
+        begin = loop.time()
+        stream.add(update_of(stream, 1))
+        loop.call_later(0.02, stream.add, update_of(stream, 2))
+        assert len(await stream.take(not_before=begin + 0.06)) == 2
+        assert loop.time() >= begin + 0.06
+
+        stream.add(update_of(stream, 3))
+        loop.call_later(0.02, stream.add, update_of(stream, 4, "length"))
+        assert len(await stream.take(not_before=begin + 60)) == 2
+        assert loop.time() < begin + 10
+
+    asyncio.run(read())
+
+
+def test_the_loop_is_woken_once_a_step_and_only_for_who_waits(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher, wakes = service.server.dispatcher, []
+
+    class Watched:
+        def call_soon_threadsafe(self, function: Any, *arguments: Any) -> None:
+            wakes.append(function)
+            service.loop.call_soon_threadsafe(function, *arguments)
+
+    monkeypatch.setattr(dispatcher, "_loop", Watched())
+    params = {"max_tokens": 50, "ignore_eos": True}
+    service.client.generate([5, 6], params | {"n": 4})
+    # The first token ends the waiting of its quota, then each sample has its end.
+    assert len(wakes) <= 5
+
+    wakes.clear()
+    list(service.client.stream([5, 6], params | {"n": 4}))
+    assert 50 <= len(wakes) <= 60
+
+
+@pytest.mark.parametrize(
+    ("reason", "has_begun", "expected"),
+    [
+        ("stop", True, None),
+        ("length", False, None),
+        (None, True, None),
+        ("cancelled", True, RequestCancelled("the request was cancelled")),
+        ("deadline", True, DeadlineExceeded("the deadline passed before the request ended")),
+        ("error", False, Unavailable("steps kept failing")),
+        ("error", True, RequestLost("steps kept failing")),
+    ],
+)
+def test_an_end_before_its_time_has_its_error(
+    reason: str | None, has_begun: bool, expected: Exception | None
+) -> None:
+    stream = a_stream(max_unread=1)
+    update = Update(stream.request, 0, finish_reason=reason, error="steps kept failing")
+
+    assert repr(error_of(update, has_begun=has_begun)) == repr(expected)
+
+
+def test_512_streams_with_random_ends_leave_nothing(service: Running) -> None:
+    """Cancelled, too late, aborted, refused, or finished: each RPC has an end."""
+
+    async def one(client: AsyncClient, number: int) -> str:
+        params = {"max_tokens": 2 + number % 5, "ignore_eos": True, "n": 1 + number % 2}
+        prompt = [3 + number % 100] * (1 + number % 30)
+        timeout_s = 0.05 if number % 11 == 0 else None
+        try:
+            count = 0
+            async for output in client.stream(
+                prompt, params, request_id=f"n{number}", timeout_s=timeout_s
+            ):
+                count += 1
+                if number % 7 == 0:
+                    return "left"
+                if number % 13 == 0 and not output.finished:
+                    await client.abort(f"n{number}")
+            return "finished"
+        except Exception as error:
+            return type(error).__name__
+
+    async def everybody() -> list[str]:
+        async with AsyncClient(service.address, max_retries=0) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(512)))
+
+    ends = service.loop.run(everybody())
+
+    assert len(ends) == 512
+    assert set(ends) <= {
+        "finished",
+        "left",
+        "QueueFull",
+        "DeadlineExceeded",
+        "RequestCancelled",
+        "RequestNotFound",
+    }
+    assert {"finished", "QueueFull"} <= set(ends)
+
+
+def test_a_second_request_under_an_aborted_ones_name_is_its_own(service: Running) -> None:
+    """Late news of the first must not reach the second."""
+    for _ in range(5):
+        first = service.client.stream([5] * 8, ENDLESS, request_id="again")
+        next(first)
+        ended = in_background(list, first)
+        service.client.abort("again")
+        with pytest.raises(RequestCancelled):
+            ended.result(20)
+        wait_until(lambda: not service.server.dispatcher.quota.num_requests, "it ends")
+        answer = service.inference.Generate(request_of(6, request_id="again", max_tokens=3))
+        assert len(answer.outputs[0].token_ids) <= 3
