@@ -88,10 +88,3 @@ def quantise(
         ratio = jnp.round(ratio)
     # A subnormal scale is rounded coarsely; the clip keeps what it makes of it within the dtype.
     return jnp.clip(ratio, -limit, limit).astype(dtype), scales
-
-
-def dequantise(pool: KVPool, dtype: np.dtype) -> Float[Array, "blocks 2 kv_heads block_size dim"]:
-    """Give back keys and values as numbers; for pools small enough to copy."""
-    if pool.scales is None:
-        return pool.data.astype(dtype)
-    return (pool.data.astype(jnp.float32) * pool.scales[..., None]).astype(dtype)

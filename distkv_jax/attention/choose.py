@@ -13,6 +13,8 @@ from distkv_jax.errors import ConfigError
 from pallas_kernels.kv_pool import KVPool
 from pallas_kernels.micro_attention import IMPLEMENTATIONS, cpu, micro_attention
 
+NOT_BUILT = "the native kernel could not be built, or the processor is too old for it"
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +81,8 @@ def choose_implementation(
         return name
     if asked is not None:
         raise ConfigError(f"micro_attention={asked!r} cannot run here: {obstacle}")
-    logger.warning("attention runs in XLA, not in %r: %s", best, obstacle)
+    if obstacle != NOT_BUILT:  # of which `cpu.load` has told
+        logger.warning("attention runs in XLA, not in %r: %s", best, obstacle)
     return "xla"
 
 
@@ -96,13 +99,13 @@ def obstacle_to(name: str, calls: Sequence[AttentionCall], cache_folder: Path) -
     if name == "xla":
         return None
     if name == "cpu" and not cpu.load(cache_folder):
-        return "the native kernel could not be built"
+        return NOT_BUILT
     for call in calls:
         try:
             jax.eval_shape(
                 functools.partial(micro_attention, scale=1.0, implementation=name),
                 *call,
             )
-        except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             return str(error).splitlines()[0]
     return None

@@ -156,11 +156,6 @@ class Draft:
         )
 
 
-def modelled_step_s(view: View, model: StepModel, *, block_size: int) -> float:
-    """Predict the seconds of a decode step with every block where it is."""
-    return Draft(view, model, block_size=block_size, period=1).step_s
-
-
 class Group:
     """Moves that are kept or taken back together.
 

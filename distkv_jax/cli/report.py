@@ -73,6 +73,7 @@ def totals_table(stats: EngineStats, outputs: Sequence[RequestOutput]) -> Table:
         "steps": f"{stats.num_steps:,}, {stats.num_spanning_steps:,} with queries that travelled",
         "host time per step": f"{1000 * stats.host_s / max(1, stats.num_steps):.1f} ms",
         "preemptions": f"{stats.num_preemptions:,}",
+        "blocks moved": f"{stats.moved.total:,}",
     }
     for name, value in rows.items():
         table.add_row(name, value)

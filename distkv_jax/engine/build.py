@@ -137,9 +137,9 @@ def device_bytes(mesh: Mesh) -> int | None:
 
 def make_planner(config: EngineConfig, model: StepModel | None) -> Proposer | None:
     """What proposes moves, if anything does: as many as the budget pays for until the next plan."""
-    limit = config.move_tokens_per_step * config.plan_period // config.block_size
-    if not config.planner or model is None or not limit:
+    if not config.planner or model is None or not config.move_tokens_per_step:
         return None
+    limit = max(1, config.move_tokens_per_step * config.plan_period // config.block_size)
     return Planner(model, block_size=config.block_size, period=config.plan_period, limit=limit)
 
 

@@ -44,9 +44,9 @@ class EngineConfig:
         plan_period: Steps between two looks at who should hold what.
         planner: Whether blocks are moved to make steps faster; debts in circles are called home and
             loans recalled either way.
-        step_profile: File with a profile of this machine's steps, for the planner; None measures
-            one at start.
-        explain_placement: Print what each plan moves, from whom to whom, and what it gains.
+        step_profile: File with a profile of this machine's steps, for the planner; where there is
+            none yet, what is measured at start is written there. None measures at every start.
+        explain_placement: Print what each plan proposes to move, from whom to whom, and the gain.
         scheduling_policy: Order of the queue.
         seed: Seed of sequences that name none, and of random placement.
         warm_up: Compile every program at start; without, each compiles when first needed.

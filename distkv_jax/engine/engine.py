@@ -19,6 +19,9 @@ from distkv_jax.engine.scheduler import Scheduler, StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, State
 from distkv_jax.errors import InvariantError, StepFailed
 
+MAX_EMPTY_STEPS = 8
+"""Steps in a row in which all may wait for recalls: one each is what it takes."""
+
 
 @dataclasses.dataclass(slots=True)
 class EngineStats:
@@ -87,6 +90,7 @@ class Engine:
         self._deadlines: dict[str, float] = {}
         self._in_flight: InFlight | None = None
         self._num_failures_in_a_row = 0
+        self._num_empty = 0
         self._is_audited = True
         coordinator.beat()
 
@@ -168,9 +172,9 @@ class Engine:
     def _check_progress(self, plan: StepPlan, previous: InFlight | None) -> None:
         """Refuse to wait for something that nothing will bring."""
         is_empty = not plan.decodes and not plan.prefills
-        if is_empty and self._rebalancer.pressure.urgent:
-            return
-        if is_empty and previous is None and self._requests:
+        self._num_empty = self._num_empty + 1 if is_empty else 0
+        is_waiting = self._rebalancer.pressure.urgent and self._num_empty <= MAX_EMPTY_STEPS
+        if is_empty and previous is None and self._requests and not is_waiting:
             raise InvariantError(
                 f"nothing can run: {self.num_waiting} waiting, {self.num_running} running, "
                 f"{self.coordinator.num_free} blocks free"

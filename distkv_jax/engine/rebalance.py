@@ -20,8 +20,8 @@ from distkv_jax.engine.pressure import Pressure
 from distkv_jax.engine.runner import Runner
 from distkv_jax.engine.sequence import Sequence
 
-BURST_STEPS = 16
-"""Steps whose unused budget is kept, so that one move of several blocks is possible."""
+BURST_STEPS = 64
+"""Steps whose unused budget is kept; at least what a circle through all instances takes."""
 
 
 @runtime_checkable
@@ -111,8 +111,7 @@ class Rebalancer:
         self.coordinator.tick()
         self._num_steps += 1
         self._running = {sequence.key: sequence for sequence in running}
-        most = self.tokens_per_step * max(BURST_STEPS, self.block_size)
-        self._tokens = min(self._tokens + self.tokens_per_step, most)
+        self._tokens = min(self._tokens + self.tokens_per_step, self._most)
         is_due = self._num_steps % self.period == 0
         if is_due or self.pressure.wanted:
             self._cancel_circles()
@@ -122,6 +121,14 @@ class Rebalancer:
         if self._orders and self._limit:
             self._follow_orders()
         self.pressure.next_step()
+
+    @property
+    def _most(self) -> int:
+        """Tokens of budget that are kept, and that urgent moves may overdraw."""
+        if not self.tokens_per_step:
+            return 0
+        circle = self.coordinator.num_instances * self.block_size
+        return max(BURST_STEPS * self.tokens_per_step, circle)
 
     @property
     def _limit(self) -> int:
@@ -144,7 +151,8 @@ class Rebalancer:
             moved = self._carry_out(self.coordinator.recall(instance, count, limit))
             self.stats = self.stats._replace(recalled=self.stats.recalled + moved)
             freed = self.coordinator.rmanagers[instance].num_free - before
-            self.pressure.relieved(instance, freed)
+            if instance in self.pressure.urgent:
+                self.pressure.relieved(instance, freed)
 
     def _plan(self, planner: Proposer) -> list[MoveKVCache]:
         """Tell gManager how many sequences run where, and ask what should move."""
@@ -180,7 +188,7 @@ class Rebalancer:
         done = self.coordinator.commit(tuple(transfers))
         if not done:
             return 0
-        self._tokens -= len(done) * self.block_size
+        self._tokens = max(self._tokens - len(done) * self.block_size, -self._most)
         for key, moves in by_sequence(done).items():
             self._running[key].table.relocate(moves)
         self.runner.move([Copy(transfer.source, transfer.destination) for transfer in done])

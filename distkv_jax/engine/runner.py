@@ -107,7 +107,7 @@ class Runner:
                 if progress is not None:
                     progress(done, len(jobs), str(jobs[job]))
         for shape in shapes:
-            self.read(self.dispatch(self._idle_step(shape)))
+            self.read(self.dispatch(self.idle_step(shape)))
         if self.num_instances > 1:
             self.move_nothing()
         empty_row = SlotRow(*(np.asarray(leaf[0]) for leaf in self._state))
@@ -214,7 +214,8 @@ class Runner:
             self._state = self._make_state()
             self._is_lost = False
 
-    def _idle_step(self, shape: PlanShape) -> Encoded:
+    def idle_step(self, shape: PlanShape) -> Encoded:
+        """A step in which nothing runs: everything but attention takes its time all the same."""
         buffer = empty_buffer(shape, num_blocks=self.pool.num_blocks, num_slots=self.num_slots)
         return Encoded(shape, buffer, (), 0, no_load(self.num_instances))
 

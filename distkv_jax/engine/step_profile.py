@@ -10,8 +10,9 @@ import numpy as np
 
 from distkv_jax.cache.performance import Profile, Rate
 from distkv_jax.engine.config import EngineConfig
-from distkv_jax.engine.encode import Encoded, no_load
-from distkv_jax.engine.plan import empty_buffer, host_views
+from distkv_jax.engine.encode import Encoded
+from distkv_jax.engine.moves import LANES
+from distkv_jax.engine.plan import host_views
 from distkv_jax.engine.runner import Runner
 from distkv_jax.engine.shapes import PlanShape, ShapeTable
 from distkv_jax.errors import ConfigError
@@ -26,19 +27,25 @@ LEAST_S = 1e-9
 def find_profile(config: EngineConfig, runner: Runner, shapes: ShapeTable) -> Profile | None:
     """Load the profile that was asked for, or measure one where blocks may move.
 
+    A file that is not there yet is written with what was measured.
+
     Raises:
-        ConfigError: The file is not a profile, or cannot be read.
+        ConfigError: The file is not a profile, or cannot be read or written.
     """
-    if config.step_profile is not None:
-        try:
-            return Profile.load(Path(config.step_profile).expanduser())
-        except OSError as error:
-            raise ConfigError(f"step_profile={config.step_profile!r}: {error}") from error
-    if runner.num_instances == 1 or not config.pooling:
-        return None
-    if not config.warm_up:
-        return Profile.linear()
-    return measure_profile(runner, shapes)
+    path = None if config.step_profile is None else Path(config.step_profile).expanduser()
+    try:
+        if path is not None and path.exists():
+            return Profile.load(path)
+        if runner.num_instances == 1 or not config.pooling:
+            return None
+        if not config.warm_up:
+            return Profile.linear()
+        profile = measure_profile(runner, shapes)
+        if path is not None:
+            profile.save(path)
+        return profile
+    except OSError as error:
+        raise ConfigError(f"step_profile={config.step_profile!r}: {error}") from error
 
 
 def measure_profile(runner: Runner, shapes: ShapeTable) -> Profile:
@@ -47,7 +54,7 @@ def measure_profile(runner: Runner, shapes: ShapeTable) -> Profile:
     Leaves the pools as they were: nothing is written.
     """
     small, large = decode_shapes(shapes, spanning=False)
-    idle_s = {shape: seconds_of(runner, idle(runner, shape)) for shape in shapes.shapes}
+    idle_s = {shape: seconds_of(runner, runner.idle_step(shape)) for shape in shapes.shapes}
     far_small, far_large = (
         idle_s[dataclasses.replace(shape, spanning=True)] for shape in (small, large)
     )
@@ -65,7 +72,8 @@ def measure_profile(runner: Runner, shapes: ShapeTable) -> Profile:
         ),
         spanning_step_s=max(0.0, far_small - idle_s[small]),
         spanning_tile_s=max(0.0, more_s / more_rows),
-        copy_block_s=median_s(runner.move_nothing),
+        # A round takes its time whether it is full or not; the planner counts blocks.
+        copy_block_s=median_s(runner.move_nothing) / (LANES * max(1, runner.num_instances - 1)),
     )
 
 
@@ -94,15 +102,9 @@ def rates(seconds: dict[int, float]) -> tuple[Rate, ...]:
     return tuple(found)
 
 
-def idle(runner: Runner, shape: PlanShape) -> Encoded:
-    """A step in which nothing runs: everything but attention takes its time all the same."""
-    buffer = empty_buffer(shape, num_blocks=runner.pool.num_blocks, num_slots=runner.num_slots)
-    return Encoded(shape, buffer, (), 0, no_load(runner.num_instances))
-
-
 def attending(runner: Runner, shape: PlanShape, context: int) -> Encoded:
     """A step with one query on every instance, over `context` tokens there."""
-    step = idle(runner, shape)
+    step = runner.idle_step(shape)
     views = host_views(step.buffer, shape)
     count = context // runner.pool.block_size
     views["block_ids"][:, :count] = np.arange(count)

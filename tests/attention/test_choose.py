@@ -97,6 +97,18 @@ def test_what_the_best_cannot_take_runs_in_xla_with_a_word(
     assert message.startswith("attention runs in XLA, not in 'cpu': ")
 
 
+def test_a_gpu_before_hopper_runs_xla_where_triton_is_not_installed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert choose(None, A100, tmp_path, q_dtype=jnp.bfloat16, kv_dtype=jnp.bfloat16) == "xla"
+
+    [message] = caplog.messages
+    assert message.startswith("attention runs in XLA, not in 'triton': ")
+    with pytest.raises(ConfigError, match="micro_attention='triton' cannot run here: "):
+        choose("triton", A100, tmp_path)
+
+
 def test_without_a_native_kernel_xla_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "load", lambda folder: False)
 

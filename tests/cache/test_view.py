@@ -3,7 +3,7 @@
 import pytest
 
 from distkv_jax.cache import Coordinator, MoveKVCache
-from distkv_jax.cache.draft import modelled_step_s
+from distkv_jax.cache.draft import Draft
 from distkv_jax.cache.performance import Profile, StepModel
 from distkv_jax.cache.planner import Planner
 from distkv_jax.cache.view import InstanceView, RequestView, view_of
@@ -71,7 +71,7 @@ def test_step_is_as_slow_as_its_slowest_instance_and_what_travels():
         step_s=1.0, token_s=0.5, kv_token_s=0.25, spanning_step_s=8.0, spanning_tile_s=4.0
     )
 
-    step_s = modelled_step_s(view_of(coordinator.gmanager), StepModel(profile), block_size=2)
+    step_s = Draft(view_of(coordinator.gmanager), StepModel(profile), block_size=2, period=1).step_s
 
     # Instance 0: 1 + 2 · 0.5 and 6 tokens; instance 1: 1 + 0.5 and 8; "a" travels.
     assert step_s == pytest.approx(max(2.0 + 1.5, 1.5 + 2.0) + 8.0 + 4.0)

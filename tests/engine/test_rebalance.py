@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from distkv_jax.cache.messages import MoveKVCache
 from distkv_jax.cache.plan import Plan, PlannedMove
 from distkv_jax.cache.view import View
+from distkv_jax.engine.config import Placement
 from distkv_jax.engine.pressure import Pressure
 from tests.engine.loop import BLOCK_SIZE, Loop, instances_of
 from tests.engine.test_scheduler import SETTINGS
@@ -108,11 +109,43 @@ def test_a_recall_in_vain_is_not_waited_for_again_at_once() -> None:
     assert pressure.wait(0)
     assert pressure.wanted == {0: 1} and pressure.urgent == {0}
     pressure.relieved(0, 0)
-    for _ in range(2):
+    for _ in range(3):
         pressure.next_step()
         assert not pressure.wait(0)
     pressure.next_step()
     assert pressure.wait(0)
+
+
+@pytest.mark.parametrize("policy", ["home", "round_robin"])
+def test_sequences_that_all_wait_for_recalls_preempt_in_the_end(policy: Placement) -> None:
+    loop = Loop(2, 4, num_slots=4, policy=policy)
+    for _ in range(4):
+        loop.add(5, 20)
+
+    loop.run()
+
+    assert loop.num_steps < 200
+
+
+def test_a_recall_that_a_budget_held_back_may_be_waited_for() -> None:
+    loop = Loop(3, 4, move_tokens=BLOCK_SIZE)
+    loop.coordinator.open("debtor", "r", 1)
+    loop.coordinator.take("debtor", 1, instance=0)
+    loop.rebalancer.pressure.note(0)
+
+    # Nothing of the debtor's may move: no table names its block.
+    loop.rebalancer.step([])
+
+    assert loop.rebalancer.pressure.wait(0)
+
+
+def test_where_no_block_is_free_no_recall_is_waited_for() -> None:
+    loop = Loop(2, 2)
+    loop.coordinator.open("debtor", "r", 1)
+    loop.coordinator.take("debtor", 2, instance=0)
+    loop.coordinator.take("debtor", 2, instance=1)
+
+    assert not loop.rebalancer.pressure.wait(0)
 
 
 def test_an_instance_that_lent_nothing_has_nothing_to_wait_for() -> None:

@@ -65,11 +65,19 @@ def test_a_file_is_read_instead(tmp_path: Path) -> None:
     assert profile == Profile.linear(step_s=0.5)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "nowhere.json"
+def test_a_file_that_is_not_there_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
 
-    with pytest.raises(ConfigError, match=r"step_profile='.*nowhere\.json': .*No such file"):
-        find_profile(EngineConfig(step_profile=str(path)), make_runner(1), make_shapes(1))
+    profile = find_profile(EngineConfig(step_profile=str(path)), make_runner(2), make_shapes(2))
+
+    assert profile == Profile.load(path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "profile.json"
+
+    with pytest.raises(ConfigError, match=r"step_profile='.*profile\.json': .*No such file"):
+        find_profile(EngineConfig(step_profile=str(path)), make_runner(2), make_shapes(2))
 
 
 @pytest.mark.parametrize(("config", "instances"), [(CONFIG, 1), (EngineConfig(pooling=False), 2)])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from pallas_kernels.kv_pool import KVPool, dequantise, empty_pool, quantise, query_dtype
+from pallas_kernels.kv_pool import empty_pool, quantise, query_dtype
 
 INT8, FP8 = np.dtype(np.int8), np.dtype(jnp.float8_e4m3fn)
 
@@ -86,14 +86,6 @@ def test_an_empty_pool_has_scales_only_where_they_are_needed() -> None:
     assert pool.data.dtype == INT8
     assert pool.scales is not None
     assert pool.scales.shape == shape[:-1]
-
-
-def test_numbers_come_back_times_their_scales() -> None:
-    data = jnp.full((1, 2, 1, 1, 2), 3, jnp.int8)
-
-    numbers = dequantise(KVPool(data, jnp.full((1, 2, 1, 1), 0.5)), np.dtype(np.float32))
-
-    np.testing.assert_array_equal(numbers, np.full(data.shape, 1.5))
 
 
 @pytest.mark.parametrize(
