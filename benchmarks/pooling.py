@@ -136,6 +136,10 @@ def run(llm: LLM, requests: Sequence[Lengths], pool: int) -> Finding:
         "spanning_steps": after.num_spanning_steps - before.num_spanning_steps,
         "preemptions": after.num_preemptions - before.num_preemptions,
         "moved_blocks": after.moved.total - before.moved.total,
+        "coordinator_share": round(
+            (after.coordinator_s - before.coordinator_s) / timing.seconds, 4
+        ),
+        "host_share": round((after.host_s - before.host_s) / timing.seconds, 4),
         "modelled_tok_s": round(generated / modelled_s, 1),
         "wall_tok_s": round(generated / timing.seconds, 1),
         "device": machine().device,

@@ -39,6 +39,7 @@ class EngineStats:
         modelled_s: Seconds that all steps take by the planner's model, each as long as its slowest
             instance; 0 where there is no model.
         host_s: Seconds the host spent planning, encoding, dispatching and collecting.
+        coordinator_s: Of those, on moves between steps and on heartbeats.
         wait_s: Seconds it waited for the device.
     """
 
@@ -52,6 +53,7 @@ class EngineStats:
     moved: MoveStats = MoveStats()
     modelled_s: float = 0.0
     host_s: float = 0.0
+    coordinator_s: float = 0.0
     wait_s: float = 0.0
 
 
@@ -144,7 +146,7 @@ class Engine:
         waited_before = self.stats.wait_s
         previous, self._in_flight = self._in_flight, None
         try:
-            self._rebalancer.step(self._scheduler.running)
+            self._coordinate()
             plan = self._scheduler.schedule()
             self._check_progress(plan, previous)
             self._in_flight = self._dispatch(plan)
@@ -153,7 +155,7 @@ class Engine:
                 self._num_failures_in_a_row = 0
         except StepFailed as error:
             updates += self._recover(str(error))
-        self.coordinator.beat()
+        self._beat()
         self.stats.num_preemptions = self._scheduler.num_preemptions
         self.stats.moved = self._rebalancer.stats
         waited = self.stats.wait_s - waited_before
@@ -168,6 +170,18 @@ class Engine:
         self.coordinator.beat()
         self.coordinator.check_idle()
         return updates
+
+    def _coordinate(self) -> None:
+        begin = time.perf_counter()
+        try:
+            self._rebalancer.step(self._scheduler.running)
+        finally:
+            self.stats.coordinator_s += time.perf_counter() - begin
+
+    def _beat(self) -> None:
+        begin = time.perf_counter()
+        self.coordinator.beat()
+        self.stats.coordinator_s += time.perf_counter() - begin
 
     def _check_progress(self, plan: StepPlan, previous: InFlight | None) -> None:
         """Refuse to wait for something that nothing will bring."""
