@@ -6,6 +6,7 @@ by the tables before the next step is planned.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -58,6 +59,10 @@ class Rebalancer:
     Calls debt circles home, recalls loans of creditors that need their memory, and follows the
     planner. A budget in tokens accrues with every step; only a sequence that could not go on
     otherwise may overdraw it.
+
+    Attributes:
+        stats: Blocks moved so far.
+        dispatch_s: Seconds spent on handing copies to the devices, which may wait for a step.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Rebalancer:
             explain: Told what each plan that moves something is good for, line by line.
         """
         self.stats = MoveStats()
+        self.dispatch_s = 0.0
         self.coordinator = coordinator
         self.runner = runner
         self.pressure = pressure
@@ -191,7 +197,9 @@ class Rebalancer:
         self._tokens = max(self._tokens - len(done) * self.block_size, -self._most)
         for key, moves in by_sequence(done).items():
             self._running[key].table.relocate(moves)
+        begin = time.perf_counter()
         self.runner.move([Copy(transfer.source, transfer.destination) for transfer in done])
+        self.dispatch_s += time.perf_counter() - begin
         return len(done)
 
     def _movable(self, key: Hashable) -> list[Place]:
