@@ -40,9 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The TPU is described only: nothing may look for one.
     jax.config.update("jax_platforms", "cpu")
     for model in args.model:
-        for mesh in (apart(model), pooled(model)):
+        # The fewest chips that the compiler knows stand for instances that share nothing.
+        for mesh, pooling in (
+            (chips(model, "v5p:2x2x1", 4), False),
+            (chips(model, "v5p:2x4x4", 32), True),
+        ):
             engine = EngineConfig(
-                pooling=mesh.name == "pooled",
+                pooling=pooling,
                 kv_cache_dtype=args.kv_cache_dtype,
                 max_num_seqs=args.max_num_seqs,
                 max_num_batched_tokens=args.max_num_batched_tokens,
@@ -52,29 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def pooled(model: str) -> MeshConfig:
-    """Describe all 32 chips."""
+def chips(model: str, topology: str, number: int) -> MeshConfig:
+    """Describe a mesh of so many chips, with as many instances as they make."""
     tensor = TENSOR.get(model, 1)
     return MeshConfig(
-        name="pooled",
+        name=topology,
         platform="tpu",
-        instance=32 // tensor,
+        instance=number // tensor,
         tensor=tensor,
         memory_gib=V5P_GIB,
-        topology="v5p:2x4x4",
-    )
-
-
-def apart(model: str) -> MeshConfig:
-    """Describe the fewest chips that the compiler knows, whose instances share nothing."""
-    tensor = TENSOR.get(model, 1)
-    return MeshConfig(
-        name="apart",
-        platform="tpu",
-        instance=4 // tensor,
-        tensor=tensor,
-        memory_gib=V5P_GIB,
-        topology="v5p:2x2x1",
+        topology=topology,
     )
 
 

@@ -48,7 +48,9 @@ def micro_attention(
         scale: Factor on every score.
         window: Sliding window in tokens; None for none.
         soft_cap: Scores become soft_cap * tanh(score / soft_cap); None for none.
-        implementation: A name in `IMPLEMENTATIONS`; None is "xla", which runs everywhere.
+        implementation: A name in `IMPLEMENTATIONS`: it runs, or fails loudly. None is "xla", which
+            runs everywhere; what is best for a device and these shapes is chosen before anything is
+            traced, by `distkv_jax.attention.choose_implementation`.
 
     Returns:
         A `Partial` of shape (tiles, tile, q_heads): (0, -inf) for tokens that saw nothing.

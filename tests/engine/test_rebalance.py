@@ -4,41 +4,17 @@
 invariants after every move and step.
 """
 
-import random
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from distkv_jax.cache.messages import MoveKVCache
-from distkv_jax.cache.plan import Plan, PlannedMove
-from distkv_jax.cache.view import View
 from distkv_jax.engine.config import Placement
 from distkv_jax.engine.pressure import Pressure
 from tests.engine.loop import BLOCK_SIZE, Loop, instances_of
+from tests.engine.random_planner import RandomPlanner
 from tests.engine.test_scheduler import SETTINGS
-
-
-class RandomPlanner:
-    """Orders any block anywhere."""
-
-    def __init__(self, num_instances: int, seed: int) -> None:
-        self.num_instances = num_instances
-        self.random = random.Random(seed)
-
-    def plan(self, view: View) -> Plan:
-        moves = []
-        for request in view.requests:
-            source, destination = self.random.sample(range(self.num_instances), 2)
-            order = MoveKVCache(
-                request_id=request.request_id,
-                num_blocks=self.random.randint(1, 3),
-                source=source,
-                destination=destination,
-            )
-            moves.append(PlannedMove(order, request.home, gain_s=0.0, is_ahead=False))
-        return Plan(tuple(moves), before_s=0.0, after_s=0.0, period=1)
 
 
 @settings(deadline=None, max_examples=100)

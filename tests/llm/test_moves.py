@@ -1,38 +1,14 @@
 """Blocks that move while sequences run never change what is generated."""
 
-import random
 from typing import Any
 
 import pytest
 
-from distkv_jax.cache.messages import MoveKVCache
-from distkv_jax.cache.plan import Plan, PlannedMove
-from distkv_jax.cache.view import View
 from distkv_jax.engine import build
+from tests.engine.random_planner import RandomPlanner
 from tests.llm.engines import Greedy, greedy, make_llm, mixed_prompts, num_ties
 
 PROMPTS = mixed_prompts()
-
-
-class RandomPlanner:
-    """Moves some blocks of every request anywhere."""
-
-    def __init__(self, num_instances: int) -> None:
-        self.num_instances = num_instances
-        self.random = random.Random(0)
-
-    def plan(self, view: View) -> Plan:
-        moves = []
-        for request in view.requests:
-            source, destination = self.random.sample(range(self.num_instances), 2)
-            order = MoveKVCache(
-                request_id=request.request_id,
-                num_blocks=self.random.randint(1, 3),
-                source=source,
-                destination=destination,
-            )
-            moves.append(PlannedMove(order, request.home, gain_s=0.0, is_ahead=False))
-        return Plan(tuple(moves), before_s=0.0, after_s=0.0, period=1)
 
 
 @pytest.fixture(scope="module")
