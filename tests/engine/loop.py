@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
+from distkv_jax.cache.block import Place
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.config import Placement
 from distkv_jax.engine.encode import Encoded, Encoder
@@ -120,6 +121,7 @@ class Loop:
         )
         self.inspect = inspect
         self.sequences: list[Sequence] = []
+        self._epochs: dict[tuple[SequenceKey, int, Place], int] = {}
         self.in_flight: StepPlan | None = None
         self.num_steps = 0
 
@@ -197,6 +199,7 @@ class Loop:
     def check(self) -> None:
         """Verify the invariants of `Scheduler` and `Sequence`, and the coordinator's."""
         self.coordinator.check()
+        self._check_epochs()
         running, waiting = self.scheduler.running, self.scheduler.waiting
         for group in (running, waiting):
             assert all(a.order < b.order for a, b in pairwise(group))
@@ -214,6 +217,21 @@ class Loop:
                 assert sequence.slot == sequence.home == -1 and not sequence.table.places
         held = {place for sequence in running for place in sequence.table.held}
         assert len(held) == self.num_instances * self.num_blocks - self.coordinator.num_free
+
+    def _check_epochs(self) -> None:
+        """Verify that no table names a block that changed hands since the table got it."""
+        # A sequence may get back as a later block what has just left its window.
+        held = [
+            (one.key, index, place)
+            for one in self.scheduler.running
+            for index, place in enumerate(one.table.held, start=one.table.num_dropped)
+        ]
+        self._epochs = {
+            named: self._epochs.get(named, self.coordinator.epoch(named[2])) for named in held
+        }
+        self.coordinator.check_plan(
+            (key, place, epoch) for (key, _, place), epoch in self._epochs.items()
+        )
 
     def _check_running(self, sequence: Sequence) -> None:
         assert sequence.num_computed < sequence.num_tokens
