@@ -48,8 +48,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         """Answer when all samples have ended."""
         async with self._open(request, context, is_whole=True) as stream:
             answer = self._begin(stream, request)
-            while not stream.has_ended:
-                add_updates(answer, await stream.take())
+            # Once, also when it has ended by now: a whole reader is woken only then.
+            add_updates(answer, await stream.take())
             answer.usage.CopyFrom(usage_of(stream))
         return answer
 

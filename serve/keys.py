@@ -10,6 +10,8 @@ from typing import NamedTuple
 from distkv_jax.errors import ConfigError, Unauthenticated
 
 MIN_KEY_CHARS = 16
+ENVIRONMENT = "environment"
+"""Name of the caller whose key is in the environment."""
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -87,9 +89,12 @@ def load_keys(file: str | None, variable: str | None) -> Keys:
     """
     callers: list[tuple[str, Caller]] = []
     if variable is not None:
-        callers.append((variable, Caller("environment", is_admin=True)))
+        callers.append((variable, Caller(ENVIRONMENT, is_admin=True)))
     if file is not None:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        try:
+            lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is not UTF-8 text: {error}") from error
         for number, line in enumerate(lines, start=1):
             words = line.split()
             if not words or words[0].startswith("#"):
@@ -100,6 +105,8 @@ def load_keys(file: str | None, variable: str | None) -> Keys:
                     f"{file} line {number} has {len(words)} words, must be NAME KEY or "
                     "NAME KEY admin; a name has letters, digits and _.- only"
                 )
+            if words[0] == ENVIRONMENT:
+                raise ConfigError(f"{file} line {number} has the reserved name {ENVIRONMENT}")
             callers.append((words[1], Caller(words[0], is_admin)))
     if file is not None and not callers:
         raise ConfigError(f"{file} has no keys")

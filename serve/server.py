@@ -1,6 +1,7 @@
 """A gRPC server over one `LLM`: its parts, its port, and how it stops."""
 
 import asyncio
+import contextlib
 import logging
 import math
 from pathlib import Path
@@ -33,6 +34,8 @@ INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 CONTROL = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
 MIN_PING_INTERVAL_MS = 10_000
 """Clients may probe a connection this often."""
+OTHER_RPCS = 256
+"""Calls at once besides requests: watches, looks at load and pools."""
 LAST_WORDS_S = 2.0
 """For statuses to reach clients when all requests have ended."""
 WATCH_S = 1.0
@@ -74,7 +77,11 @@ class Server:
         self.dispatcher = Dispatcher(llm, quota, max_unread=settings.max_unread_tokens)
         # The package chooses the module of `aio` by Python's version, where pyright does not look.
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._grpc = grpc.aio.server(interceptors=[Gate(keys)], options=options_of(settings))
+        self._grpc = grpc.aio.server(
+            interceptors=[Gate(keys)],
+            options=options_of(settings),
+            maximum_concurrent_rpcs=settings.max_num_requests + OTHER_RPCS,
+        )
         self._stopping: asyncio.Task[bool] | None = None
         self._hurry = asyncio.Event()
         self._is_over = asyncio.Event()
@@ -115,14 +122,12 @@ class Server:
     def drain(self, grace_s: float | None = None) -> None:
         """Take no more requests, let those accepted finish, then stop; returns at once.
 
-        Asked for again, it ends them at once. Where `grace_s` is None the settings have it.
+        Asked for again, it changes nothing. Where `grace_s` is None the settings have it.
         """
         if self._stopping is None:
             grace_s = self.settings.drain_grace_s if grace_s is None else grace_s
             self.dispatcher.refuse("the server is being stopped, it takes no more requests")
             self._stopping = asyncio.create_task(self._stop(grace_s))
-        else:
-            self._hurry.set()
 
     def stop_now(self) -> None:
         """End every request at once, then stop; returns at once."""
@@ -141,12 +146,17 @@ class Server:
 
     async def _stop(self, grace_s: float) -> bool:
         try:
-            await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.NOT_SERVING)
+            # Whoever watches and does not read must not hold the end up.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.NOT_SERVING)
             is_clean = await self._wait_empty(grace_s)
             if not is_clean:
                 count = self.dispatcher.fail_all(Unavailable("the server was stopped"))
                 logger.warning("%d requests were cut off", count)
-            await self._health.enter_graceful_shutdown()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._health.enter_graceful_shutdown()
             if self._watch is not None:
                 self._watch.cancel()
             await self._grpc.stop(LAST_WORDS_S)
@@ -172,6 +182,18 @@ class Server:
                 logger.error("%s", error)
                 self.stop_now()
                 return
+
+
+def check_settings(settings: ServerSettings) -> None:
+    """Refuse keys, addresses and certificates that a server would refuse.
+
+    Raises:
+        ConfigError: Says which, and what is allowed.
+        OSError: A file cannot be read.
+    """
+    keys = load_keys(settings.api_key_file, api_key())
+    check_exposure(settings, has_keys=len(keys) > 0)
+    credentials_of(settings)
 
 
 def is_alive(engine: Engine) -> bool:

@@ -93,11 +93,6 @@ class Stream:
         """Whether it ended with an error."""
         return self._error is not None
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether its reader is woken only at the end."""
-        return self._max_unread is None
-
     async def take(self, *, not_before: float = 0.0) -> list[Update]:
         """Wait for updates and take them all.
 

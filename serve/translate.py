@@ -178,12 +178,14 @@ def first_message(request: Request, request_id: str, *, has_ids: bool) -> pb.Gen
 def add_updates(message: pb.GenerateResponse, updates: Iterable[Update]) -> None:
     """Add what steps gave to a message, an entry for each sample."""
     entries = {entry.index: entry for entry in message.outputs}
+    # Joined at the end: a message keeps every text that was ever assigned to it.
+    texts: dict[int, list[str]] = {}
     for update in updates:
         entry = entries.get(update.index)
         if entry is None:
             entry = entries[update.index] = message.outputs.add(index=update.index)
         if update.text:
-            entry.text += update.text
+            texts.setdefault(update.index, []).append(update.text)
         entry.token_ids.extend(update.token_ids)
         for position in update.logprobs:
             add_position(entry.logprobs.add(), position)
@@ -196,6 +198,8 @@ def add_updates(message: pb.GenerateResponse, updates: Iterable[Update]) -> None
                 entry.finish.stop_string = update.stop_reason
             elif update.stop_reason is not None:
                 entry.finish.stop_token_id = update.stop_reason
+    for index, parts in texts.items():
+        entries[index].text = "".join([entries[index].text, *parts])
 
 
 def add_position(message: pb.PositionLogprobs, position: PositionLogprobs) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import distkv_jax
 from distkv_jax.cli.arguments import given_fields
 from distkv_jax.cli.open_llm import open_llm
 from distkv_jax.llm import LLM
-from serve.server import Server
+from serve.server import Server, check_settings
 from serve.settings import ServerSettings
 
 
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
         OSError: A file of keys or certificates cannot be read.
     """
     settings = ServerSettings(**given_fields(args, ServerSettings))
+    # Before minutes of loading.
+    check_settings(settings)
     model = args.model if "model" in args else "tiny"
     with open_llm(args) as llm:
         is_clean = asyncio.run(serve(llm, settings, os.path.basename(os.path.normpath(model))))
@@ -38,8 +41,10 @@ async def serve(llm: LLM, settings: ServerSettings, model_name: str) -> bool:
     server = Server(llm, settings, model_name=model_name)
     await server.start()
     loop = asyncio.get_running_loop()
+    # A drain that was asked for by a call does not count: only a second signal means hurry.
+    signals = itertools.count()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, server)
+        loop.add_signal_handler(number, lambda: on_signal(server, is_first=next(signals) == 0))
     safety = "TLS" if settings.has_tls else "no TLS"
     safety += ", client certificates" if settings.tls_client_ca is not None else ""
     safety += ", API keys" if server.has_keys else ", no API keys"
@@ -52,14 +57,15 @@ async def serve(llm: LLM, settings: ServerSettings, model_name: str) -> bool:
     return await server.wait()
 
 
-def on_signal(server: Server) -> None:
+def on_signal(server: Server, *, is_first: bool) -> None:
     """Drain at the first signal; at the next one end everything."""
-    if server.dispatcher.is_draining:
+    if not is_first:
         print("stopping at once", file=sys.stderr)
-    else:
-        print(
-            f"draining: up to {server.settings.drain_grace_s:g} s for accepted requests, "
-            "a second signal stops at once",
-            file=sys.stderr,
-        )
+        server.stop_now()
+        return
+    print(
+        f"draining: up to {server.settings.drain_grace_s:g} s for accepted requests, "
+        "a second signal stops at once",
+        file=sys.stderr,
+    )
     server.drain()

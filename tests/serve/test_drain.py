@@ -15,6 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from distkv_jax.cli.serve import on_signal
 from distkv_jax.errors import DistKVError, EngineStopped, Unavailable
 from serve.client import Client
 from serve.settings import ServerSettings
@@ -89,7 +90,7 @@ def test_health_is_watched_until_the_end(loop: Loop, shared: Running) -> None:
         assert service.wait()
 
 
-@pytest.mark.parametrize("how", ["the grace is over", "asked again"])
+@pytest.mark.parametrize("how", ["the grace is over", "stopped at once"])
 def test_what_does_not_finish_is_cut_off_with_a_status(
     loop: Loop, shared: Running, how: str
 ) -> None:
@@ -99,9 +100,11 @@ def test_what_does_not_finish_is_cut_off_with_a_status(
         waits = in_background(list, stream)
         with paused(shared.llm):
             service.client.drain(0.01 if how == "the grace is over" else None)
-            if how == "asked again":
-                assert not waits.done()
+            if how == "stopped at once":
+                # Asked for again, as by a signal after a call, a drain changes nothing.
                 service.client.drain()
+                assert not waits.done()
+                loop.call_soon_threadsafe(service.server.stop_now)
             with pytest.raises(Unavailable, match="the server was stopped"):
                 waits.result(TIMEOUT_S)
 
@@ -175,3 +178,25 @@ def test_the_command_serves_until_a_signal_and_loses_nothing() -> None:
         "draining: up to 30 s for accepted requests, a second signal stops at once",
         "stopped, nothing was lost",
     ]
+
+
+@pytest.mark.parametrize("is_drained", [False, True], ids=["serving", "drained by a call"])
+def test_the_first_signal_drains_and_the_second_stops(
+    loop: Loop, shared: Running, is_drained: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(loop, shared.llm) as service:
+        stream = service.client.stream([5], ENDLESS)
+        next(stream)
+        waits = in_background(list, stream)
+        with paused(shared.llm):
+            if is_drained:
+                service.client.drain()
+            loop.call_soon_threadsafe(lambda: on_signal(service.server, is_first=True))
+            wait_until(lambda: service.server.dispatcher.is_draining, "it drains")
+            assert not waits.done()
+            loop.call_soon_threadsafe(lambda: on_signal(service.server, is_first=False))
+            with pytest.raises(Unavailable, match="the server was stopped"):
+                waits.result(TIMEOUT_S)
+
+        assert not service.wait()
+    assert "stopping at once" in capsys.readouterr().err
