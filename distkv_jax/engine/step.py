@@ -116,7 +116,9 @@ def instance_step(
     return StepResult(tuple(new_pools), state, ids, sampled)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+# Inlined: a function that several layers call crashes the TPU's partitioner (libtpu 0.0.42) where
+# `tensor` is above 1.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
 def layer_step(
     graphdef: nnx.GraphDef[DecoderLayer],
     shape: PlanShape,
