@@ -90,7 +90,8 @@ def make_model(family: str, settings: dict, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**SMALL, **settings})
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config).float()
+    model.train(False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -125,9 +126,10 @@ def write_checkpoint(name: str, seed: int, folder: Path) -> torch.nn.Module:
     family, settings, dtype = CASES[name]
     sharded = {"max_shard_size": "24KB"} if name.endswith("sharded") else {}
     make_model(family, settings, seed).to(dtype).save_pretrained(folder, **sharded)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    )
+    return model.train(False)
 
 
 def main(names: list[str]) -> None:

@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-# JAX 0.10 exports this one nowhere.
+# The only import of JAX's insides, and in tests alone: jax 0.10.2 exports the GPU simulator's
+# parameters nowhere, and without them the Hopper kernel's numbers could not be checked.
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax.experimental.pallas import tpu as pltpu
 
