@@ -3,9 +3,12 @@
 import asyncio
 import collections
 import contextlib
+import logging
 import secrets
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.prompt import Prompt
@@ -20,8 +23,11 @@ from distkv_jax.errors import (
 )
 from distkv_jax.llm import LLM
 from serve.keys import Caller
+from serve.observe.record import Observer, Record
 from serve.quota import Quota
 from serve.stream import Stream
+
+logger = logging.getLogger(__name__)
 
 SMALL_PROMPT = 2048
 """Characters or tokens of a prompt that is tokenised and checked on the event loop; longer ones
@@ -37,6 +43,8 @@ class Ask(NamedTuple):
         request_id: As the caller named it; empty takes a new name.
         priority: Lower first.
         deadline: `time.monotonic()`, or None.
+        operation: As in `Record`.
+        carrier: As in `Record`.
     """
 
     prompt: Prompt
@@ -44,6 +52,8 @@ class Ask(NamedTuple):
     request_id: str = ""
     priority: int = 0
     deadline: float | None = None
+    operation: str = ""
+    carrier: Mapping[str, str] = MappingProxyType({})
 
 
 class Dispatcher:
@@ -53,17 +63,28 @@ class Dispatcher:
     hand over. Callers cannot see each other's names: the engine's are `CALLER/NAME`.
     """
 
-    def __init__(self, llm: LLM, quota: Quota, *, max_unread: int) -> None:
+    def __init__(
+        self, llm: LLM, quota: Quota, *, max_unread: int, observers: Sequence[Observer] = ()
+    ) -> None:
+        """Begin with no request; needs a running event loop.
+
+        Args:
+            llm: Whose engine serves.
+            quota: What is under way.
+            max_unread: Tokens kept for a reader that takes none.
+            observers: Who hears of every request.
+        """
         self.llm = llm
         self.quota = quota
         self._max_unread = max_unread
+        self._observers = tuple(observers)
         self._loop = asyncio.get_running_loop()
         self._streams: dict[str, Stream] = {}
         self._names: set[str] = set()
         # Those to be woken by any update; the others wait for their first token or their end.
         self._eager: set[str] = set()
         self._waiting: dict[str, tuple[Caller, int]] = {}
-        self._groups: collections.deque[list[Update]] = collections.deque()
+        self._groups: collections.deque[tuple[float, list[Update]]] = collections.deque()
         self._failure: DistKVError | None = None
         self._refusal: str | None = None
         self._is_empty = asyncio.Event()
@@ -117,12 +138,19 @@ class Dispatcher:
             QueueFull: Too many are under way.
             Unavailable: The server takes no more requests.
         """
-        if self._refusal is not None:
-            raise Unavailable(self._refusal)
-        name = engine_name(caller, ask.request_id or f"gen-{secrets.token_hex(8)}")
-        if name in self._names:
-            raise DuplicateRequest(f"request_id {ask.request_id!r} is in use by a live request")
-        with contextlib.ExitStack() as undo:
+        record = Record(
+            request_id=ask.request_id or f"gen-{secrets.token_hex(8)}",
+            caller=caller.name,
+            operation=ask.operation,
+            params=ask.params,
+            carrier=ask.carrier,
+        )
+        with self._observed(record), contextlib.ExitStack() as undo:
+            if self._refusal is not None:
+                raise Unavailable(self._refusal)
+            name = engine_name(caller, record.request_id)
+            if name in self._names:
+                raise DuplicateRequest(f"request_id {ask.request_id!r} is in use by a live request")
             self.quota.begin(caller)
             undo.callback(self.quota.end, caller)
             self._names.add(name)
@@ -131,11 +159,11 @@ class Dispatcher:
             request = await self._make_request(name, ask)
             if self._failure is not None:
                 raise self._failure
-            num_tokens = len(request.prompt_token_ids)
+            record.num_prompt_tokens = num_tokens = len(request.prompt_token_ids)
             self.quota.wait(caller, num_tokens)
             self._waiting[name] = (caller, num_tokens)
             undo.callback(self._stop_waiting, name)
-            stream = Stream(request, caller, max_unread=None if is_whole else self._max_unread)
+            stream = Stream(request, record, max_unread=None if is_whole else self._max_unread)
             self._streams[name] = stream
             if not is_whole:
                 self._eager.add(name)
@@ -143,6 +171,27 @@ class Dispatcher:
             submitted = self.llm.thread.submit_soon([request], self._sink)
             await asyncio.wrap_future(submitted)
             yield stream
+
+    @contextlib.contextmanager
+    def _observed(self, record: Record) -> Iterator[None]:
+        self._tell(Observer.on_begin, record)
+        try:
+            yield
+        except BaseException as error:
+            record.error = error
+            raise
+        finally:
+            if record.end is None:
+                record.end = time.monotonic()
+            self._tell(Observer.on_end, record)
+
+    def _tell(self, event: Callable[..., None], record: Record, *values: Any) -> None:
+        """Call an observers' method of the name that `event` has in `Observer`."""
+        for observer in self._observers:
+            try:
+                getattr(observer, event.__name__)(record, *values)
+            except Exception:
+                logger.exception("an observer failed")
 
     async def _make_request(self, name: str, ask: Ask) -> Request:
         def make() -> Request:
@@ -163,7 +212,7 @@ class Dispatcher:
         The loop is woken only if somebody waits for one of them: each time costs the engine a
         part of a millisecond.
         """
-        self._groups.append(group)
+        self._groups.append((time.monotonic(), group))
         if any(self._is_awaited(update) for update in group):
             with contextlib.suppress(RuntimeError):  # the loop was closed under the engine
                 self._loop.call_soon_threadsafe(self._distribute)
@@ -172,11 +221,15 @@ class Dispatcher:
         name = update.request.request_id
         return update.finish_reason is not None or name in self._eager or name in self._waiting
 
+    def catch_up(self) -> None:
+        """Tell observers of what came since the loop was last woken."""
+        self._distribute()
+
     def _distribute(self) -> None:
         while self._groups:
-            self._distribute_group(self._groups.popleft())
+            self._distribute_group(*self._groups.popleft())
 
-    def _distribute_group(self, group: list[Update]) -> None:
+    def _distribute_group(self, now: float, group: list[Update]) -> None:
         for update in group:
             name = update.request.request_id
             stream = self._streams.get(name)
@@ -184,11 +237,20 @@ class Dispatcher:
             if stream is None or stream.request is not update.request:
                 continue
             had_failed = stream.has_failed
+            self._observe(stream.record, update, now)
             stream.add(update)
             self._stop_waiting(name)
             if stream.has_failed and not had_failed:
                 # Of several samples one may have failed alone, or nobody reads them.
                 self.llm.thread.cancel(name)
+
+    def _observe(self, record: Record, update: Update, now: float) -> None:
+        is_first = record.first_token is None
+        gap = record.hear(update, now)
+        if is_first and record.first_token is not None:
+            self._tell(Observer.on_first_token, record)
+        elif gap is not None:
+            self._tell(Observer.on_gap, record, gap)
 
     def _stop_waiting(self, name: str) -> None:
         waiting = self._waiting.pop(name, None)
@@ -212,8 +274,3 @@ class Dispatcher:
 def engine_name(caller: Caller, request_id: str) -> str:
     """Name a request as the engine knows it; callers without a name have no prefix."""
     return f"{caller.name}/{request_id}" if caller.name else request_id
-
-
-def caller_name(caller: Caller, name: str) -> str:
-    """Name a request as its caller knows it."""
-    return name.removeprefix(f"{caller.name}/") if caller.name else name

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import distkv_jax
-from serve.dispatch import Ask, Dispatcher, caller_name
+from serve.dispatch import Ask, Dispatcher
 from serve.gate import CALLER
+from serve.observe.record import Record
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from serve.proto.distkv.v1 import inference_pb2_grpc
 from serve.stream import Stream
@@ -22,6 +23,7 @@ from serve.translate import (
     sampling_of,
 )
 
+TRACE_HEADERS = ("traceparent", "tracestate")
 LONGEST_DEADLINE_S = 1e8
 """gRPC gives a time beyond this where there is no deadline."""
 
@@ -46,16 +48,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """Answer when all samples have ended."""
-        async with self._open(request, context, is_whole=True) as stream:
+        async with self._open("grpc.Generate", request, context, is_whole=True) as stream:
             answer = self._begin(stream, request)
             # Once, also when it has ended by now: a whole reader is woken only then.
             add_updates(answer, await stream.take())
-            answer.usage.CopyFrom(usage_of(stream))
+            answer.usage.CopyFrom(usage_of(stream.record))
         return answer
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         """Answer piece by piece; what comes while a piece is written goes into the next."""
-        async with self._open(request, context, is_whole=False) as stream:
+        async with self._open("grpc.GenerateStream", request, context, is_whole=False) as stream:
             piece, not_before = self._begin(stream, request), 0.0
             loop = asyncio.get_running_loop()
             while True:
@@ -65,7 +67,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 not_before = loop.time() + self._interval_s
                 await context.write(piece)
                 piece = pb.GenerateResponse()
-            piece.usage.CopyFrom(usage_of(stream))
+            piece.usage.CopyFrom(usage_of(stream.record))
             # The engine is done with it, its quota and the drain are when this piece is gone.
             await context.write(piece)
 
@@ -97,7 +99,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     @contextlib.asynccontextmanager
     async def _open(
-        self, request: pb.GenerateRequest, context: Any, *, is_whole: bool
+        self, operation: str, request: pb.GenerateRequest, context: Any, *, is_whole: bool
     ) -> AsyncIterator[Stream]:
         left: float | None = context.time_remaining()
         deadline = None
@@ -110,21 +112,32 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 request_id=request_id_of(request),
                 priority=request.priority,
                 deadline=deadline,
+                operation=operation,
+                carrier=carrier_of(context.invocation_metadata()),
             )
             async with self._dispatcher.open(CALLER.get(), ask, is_whole=is_whole) as stream:
                 yield stream
 
     def _begin(self, stream: Stream, request: pb.GenerateRequest) -> pb.GenerateResponse:
-        name = caller_name(stream.caller, stream.request.request_id)
+        name = stream.record.request_id
         return first_message(stream.request, name, has_ids=request.return_prompt_token_ids)
 
 
-def usage_of(stream: Stream) -> pb.Usage:
+def carrier_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
+    """Pick the headers by which a caller's trace goes on (W3C Trace Context)."""
+    return {
+        key: value
+        for key, value in metadata or ()
+        if key in TRACE_HEADERS and isinstance(value, str)
+    }
+
+
+def usage_of(record: Record) -> pb.Usage:
     """Sum a request up."""
     return pb.Usage(
-        prompt_tokens=len(stream.request.prompt_token_ids),
-        completion_tokens=stream.num_tokens,
-        cached_tokens=stream.num_cached_tokens,
-        remote_kv_tokens=stream.remote_kv_tokens,
-        instances_used=sorted(stream.instances_used),
+        prompt_tokens=record.num_prompt_tokens,
+        completion_tokens=record.num_tokens,
+        cached_tokens=record.num_cached_tokens,
+        remote_kv_tokens=record.remote_kv_tokens,
+        instances_used=sorted(record.instances_used),
     )

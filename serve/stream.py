@@ -13,7 +13,7 @@ from distkv_jax.errors import (
     SlowReader,
     Unavailable,
 )
-from serve.keys import Caller
+from serve.observe.record import Record
 
 
 class Stream:
@@ -24,28 +24,20 @@ class Stream:
 
     Attributes:
         request: What was asked; its name is the engine's.
-        caller: Who asked.
-        num_tokens: Tokens given so far, by all samples.
-        num_cached_tokens: As in `Update`, the most of any sample.
-        remote_kv_tokens: The same.
-        instances_used: Of all samples.
+        record: What happened to it so far.
         has_ended: Whether the engine is done with it.
     """
 
-    def __init__(self, request: Request, caller: Caller, *, max_unread: int | None) -> None:
+    def __init__(self, request: Request, record: Record, *, max_unread: int | None) -> None:
         """Begin with nothing.
 
         Args:
             request: What was asked.
-            caller: Who asked.
+            record: Kept up to date by whoever calls `add`.
             max_unread: Tokens kept at most; None keeps all, and wakes the reader only at the end.
         """
         self.request = request
-        self.caller = caller
-        self.num_tokens = 0
-        self.num_cached_tokens = 0
-        self.remote_kv_tokens = 0
-        self.instances_used: set[int] = set()
+        self.record = record
         self.has_ended = False
         self._max_unread = max_unread
         self._num_unread = 0
@@ -64,12 +56,8 @@ class Stream:
                 self._end.set()
         if self._error is not None:
             return
-        self.num_tokens += len(update.token_ids)
         self._num_unread += len(update.token_ids)
-        self.num_cached_tokens = max(self.num_cached_tokens, update.num_cached_tokens)
-        self.remote_kv_tokens = max(self.remote_kv_tokens, update.remote_kv_tokens)
-        self.instances_used.update(update.instances_used)
-        if (error := error_of(update, has_begun=self.num_tokens > 0)) is not None:
+        if (error := error_of(update, has_begun=self.record.num_tokens > 0)) is not None:
             self.fail(error)
             return
         self._updates.append(update)

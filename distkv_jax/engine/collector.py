@@ -75,6 +75,7 @@ class Collector:
             instances_used=tuple(sequence.instances_used),
             remote_kv_tokens=sequence.max_remote_tokens,
             num_cached_tokens=sequence.num_shared_tokens,
+            scheduled=sequence.scheduled,
         )
 
     def end(
@@ -93,6 +94,7 @@ class Collector:
             instances_used=tuple(sequence.instances_used),
             remote_kv_tokens=sequence.max_remote_tokens,
             num_cached_tokens=sequence.num_shared_tokens,
+            scheduled=sequence.scheduled,
         )
 
     def _write(self, sequence: Sequence, token: int) -> Written:

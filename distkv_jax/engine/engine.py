@@ -198,6 +198,8 @@ class Engine:
     def _dispatch(self, plan: StepPlan) -> InFlight | None:
         # Also when none of them runs in this step: they are admitted only once.
         for sequence in plan.admitted:
+            if sequence.scheduled is None:
+                sequence.scheduled = time.monotonic()
             if sequence.params.adjusts_logits:
                 self._set_slot(sequence)
         if not plan.decodes and not plan.prefills:

@@ -41,6 +41,7 @@ class Update(NamedTuple):
         instances_used: Instances that computed or held its tokens so far.
         remote_kv_tokens: Most KV tokens it had away from home at once.
         num_cached_tokens: Prompt tokens whose KV another sample had computed.
+        scheduled: `time.monotonic()` when the sample first got a slot; None if it never did.
     """
 
     request: Request
@@ -55,6 +56,7 @@ class Update(NamedTuple):
     instances_used: tuple[int, ...] = ()
     remote_kv_tokens: int = 0
     num_cached_tokens: int = 0
+    scheduled: float | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -73,6 +73,7 @@ class Sequence:
         self.state = State.WAITING
         self.home = -1
         self.slot = -1
+        self.scheduled: float | None = None
         self.num_computed = 0
         self.num_pending = 0
         self.prompt_logprobs: list[PositionLogprobs] = []

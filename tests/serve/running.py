@@ -13,8 +13,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.request import Request
 from distkv_jax.llm import LLM
 from serve.client import Client
+from serve.observe.record import Record
 from serve.proto.distkv.v1 import control_pb2_grpc, inference_pb2_grpc
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from serve.server import Server
@@ -137,6 +139,17 @@ def request_of(
     elif tokens:
         message.token_ids.ids.extend(tokens)
     return message
+
+
+def record_of(request: Request) -> Record:
+    """The record of a request that no dispatcher opened."""
+    return Record(
+        request_id=request.request_id,
+        caller="",
+        operation="test",
+        params=request.params,
+        carrier={},
+    )
 
 
 class Failure(NamedTuple):

@@ -35,6 +35,7 @@ from tests.serve.running import (
     failure_of,
     in_background,
     paused,
+    record_of,
     request_of,
     running,
     wait_until,
@@ -201,7 +202,7 @@ def test_a_reader_that_stops_reading_is_cut_off(loop: Loop, shared: Running) -> 
 def a_stream(max_unread: int | None, n: int = 1) -> Stream:
     params = SamplingParams(n=n)
     request = Request(request_id="r", prompt_token_ids=(1,), params=params)
-    return Stream(request, ANYBODY, max_unread=max_unread)
+    return Stream(request, record_of(request), max_unread=max_unread)
 
 
 def update_of(stream: Stream, token: int, finish_reason: str | None = None) -> Update:

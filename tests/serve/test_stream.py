@@ -18,6 +18,7 @@ from serve.keys import ANYBODY
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from serve.stream import Stream
 from serve.translate import add_updates
+from tests.serve.running import record_of
 
 REQUEST = Request(request_id="r", prompt_token_ids=(5, 6), params=SamplingParams())
 
@@ -32,14 +33,14 @@ class HastyDispatcher:
     @contextlib.asynccontextmanager
     async def open(self, *args: Any, is_whole: bool, **kwargs: Any) -> AsyncIterator[Stream]:
         assert is_whole
-        stream = Stream(REQUEST, ANYBODY, max_unread=None)
+        stream = Stream(REQUEST, record_of(REQUEST), max_unread=None)
         stream.add(Update(REQUEST, 0, token_ids=(7,), text="end", finish_reason=self.finish_reason))
         yield stream
 
 
 def generate(finish_reason: str) -> pb.GenerateResponse:
     service = InferenceService(HastyDispatcher(finish_reason), "m", stream_interval_s=0)  # pyright: ignore[reportArgumentType] (a stand-in)
-    context = types.SimpleNamespace(time_remaining=lambda: None)
+    context = types.SimpleNamespace(time_remaining=lambda: None, invocation_metadata=lambda: None)
     request = pb.GenerateRequest(text="x")
 
     async def call() -> pb.GenerateResponse:
