@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test lint types format proto clean
+.PHONY: help demo test browser lint types format proto clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,11 @@ demo: .venv/.has-base  ## generate text on eight simulated instances that pool t
 
 test: .venv/.has-test  ## run all tests
 	$(BIN)/python -m pytest
+
+browser: .venv/.has-test  ## test the live page in Chromium
+	@command -v chromium chromium-browser google-chrome chrome >/dev/null || \
+	  { echo "no Chromium is installed: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/browser
 
 lint: .venv/.has-dev  ## check style and format
 	$(BIN)/ruff check

@@ -3,7 +3,9 @@
     python -m benchmarks.serve_overhead --mesh cpu-1 --requests 16 --max-tokens 64 --rounds 5
 
 One engine in this process; the client is a process of its own. Kinds take turns, so that a busy
-machine is busy for all of them. Prints one JSON line with every run, and medians.
+machine is busy for all of them. Prints one JSON line with every run, and medians: tokens per second
+and the processor time of a token, in this process and in the client's, whose share is taken from
+the engine where there are few cores.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.llm import LLM
@@ -37,6 +39,20 @@ def prompts_of(count: int, length: int, seed: int) -> list[list[int]]:
 def params_of(max_tokens: int) -> dict[str, Any]:
     """Greedy, past end tokens, without text: everybody generates the same number."""
     return {"temperature": 0, "max_tokens": max_tokens, "ignore_eos": True}
+
+
+class Taken(NamedTuple):
+    """What a batch took.
+
+    Attributes:
+        seconds: By the clock.
+        cpu_s: Of all threads of this process, the engine's among them.
+        client_cpu_s: Of the client's process.
+    """
+
+    seconds: float
+    cpu_s: float
+    client_cpu_s: float
 
 
 class Here:
@@ -71,7 +87,7 @@ class There:
         self._client = client
 
     async def batch(self, kind: str, prompts: Sequence[list[int]], max_tokens: int) -> float:
-        """Generate for all, and give the seconds it took."""
+        """Generate for all; gives the seconds it took."""
         one = self._streamed if kind == "stream" else self._whole
         begin = time.perf_counter()
         counts = await asyncio.gather(*(one(prompt, max_tokens) for prompt in prompts))
@@ -99,16 +115,14 @@ class There:
 
 
 async def obey(address: str) -> None:
-    """Be the client: a line of JSON in, seconds out."""
+    """Be the client: a line of JSON in, seconds and seconds of the processor out."""
     async with AsyncClient(address) as client:
         there = There(client)
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
-            kind = order.pop("kind")
-            if kind == "first":
-                print(await there.first_token(**order), flush=True)
-            else:
-                print(await there.batch(kind, **order), flush=True)
+            kind, cpu_s = order.pop("kind"), time.process_time()
+            call = there.first_token(**order) if kind == "first" else there.batch(kind, **order)
+            print(json.dumps([await call, time.process_time() - cpu_s]), flush=True)
 
 
 def serve_in_thread(llm: LLM) -> tuple[str, Callable[[], None]]:
@@ -118,7 +132,7 @@ def serve_in_thread(llm: LLM) -> tuple[str, Callable[[], None]]:
     thread.start()
 
     async def start() -> Server:
-        server = Server(llm, ServerSettings(port=0), model_name="bench")
+        server = Server(llm, ServerSettings(port=0, http_port=None), model_name="bench")
         await server.start()
         return server
 
@@ -147,40 +161,43 @@ def measure(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
     )
     assert client.stdin is not None and client.stdout is not None
 
-    def ask(**order: Any) -> float:
+    def ask(**order: Any) -> tuple[float, float]:
         assert client.stdin is not None and client.stdout is not None
         client.stdin.write(json.dumps(order) + "\n")
         client.stdin.flush()
-        return float(client.stdout.readline())
+        seconds, cpu_s = json.loads(client.stdout.readline())
+        return seconds, cpu_s
+
+    def run(kind: str, prompts: Sequence[list[int]]) -> Taken:
+        cpu_s = time.process_time()
+        if kind == KINDS[0]:
+            seconds, client_cpu_s = here.batch(prompts, args.max_tokens), 0.0
+        else:
+            seconds, client_cpu_s = ask(kind=kind, prompts=prompts, max_tokens=args.max_tokens)
+        return Taken(seconds, time.process_time() - cpu_s, client_cpu_s)
 
     here = Here(llm)
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    taken: dict[str, list[Taken]] = {kind: [] for kind in KINDS}
     first: dict[str, list[float]] = {"in process": [], "stream": []}
     # The first round is not kept: connections are made, caches are filled.
     for number in range(args.rounds + 1):
         prompts = prompts_of(args.requests, args.prompt_len, seed=number)
-        taken = {
-            "in process": here.batch(prompts, args.max_tokens),
-            **{
-                kind: ask(kind=kind, prompts=prompts, max_tokens=args.max_tokens)
-                for kind in KINDS[1:]
-            },
-        }
+        for kind in KINDS if number % 2 else reversed(KINDS):
+            one = run(kind, prompts)
+            if number:
+                taken[kind].append(one)
         for _ in range(10 if number else 1):
-            one = {
+            firsts = {
                 "in process": here.first_token(prompts[0]),
-                "stream": ask(kind="first", prompt=prompts[0]),
+                "stream": ask(kind="first", prompt=prompts[0])[0],
             }
             if number:
-                for kind, value in one.items():
+                for kind, value in firsts.items():
                     first[kind].append(value)
-        if number:
-            for kind, value in taken.items():
-                seconds[kind].append(value)
     client.stdin.close()
     client.wait()
     end()
-    return {"batch_s": seconds, "first_token_s": first}
+    return {"batch": taken, "first_token_s": first}
 
 
 def main() -> None:
@@ -201,11 +218,17 @@ def main() -> None:
         found = measure(llm, args)
     print(json.dumps({"settings": vars(args)} | found))
     total = args.requests * args.max_tokens
-    for kind, values in found["batch_s"].items():
-        ratios = [a / b for a, b in zip(found["batch_s"]["in process"], values, strict=True)]
+    for kind, values in found["batch"].items():
+        here = found["batch"][KINDS[0]]
+        ratios = [a.seconds / b.seconds for a, b in zip(here, values, strict=True)]
+        cpu_us, client_us = (
+            1e6 * statistics.median(getattr(one, name) for one in values) / total
+            for name in ("cpu_s", "client_cpu_s")
+        )
+        rate = total / statistics.median(one.seconds for one in values)
         print(
-            f"{kind:12} {total / statistics.median(values):8.0f} tokens/s, "
-            f"{statistics.median(ratios):.3f} of in process"
+            f"{kind:12} {rate:8.0f} tokens/s, {statistics.median(ratios):.3f} of in process; "
+            f"processor time of a token: {cpu_us:.0f} us, and {client_us:.0f} us of the client"
         )
     firsts = {kind: 1000 * statistics.median(one) for kind, one in found["first_token_s"].items()}
     print("first token at idle: " + ", ".join(f"{k} {v:.1f} ms" for k, v in firsts.items()))

@@ -8,6 +8,7 @@ from distkv_jax.errors import ConfigError
 
 CACHE_VARIABLE = "DISTKV_CACHE_DIR"
 API_KEY_VARIABLE = "DISTKV_API_KEY"
+OPENAI_KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 def cache_folder() -> Path:
@@ -33,6 +34,16 @@ def cache_folder() -> Path:
 def api_key() -> str | None:
     """Read the API key that a server asks for, or a client gives; None where there is none."""
     return os.environ.get(API_KEY_VARIABLE) or None
+
+
+def openai_api_key() -> str | None:
+    """Read the API key that clients of OpenAI-compatible servers have; None without one."""
+    return os.environ.get(OPENAI_KEY_VARIABLE) or None
+
+
+def variables(*names: str) -> dict[str, str]:
+    """Read what a launcher has said of this process: those of its variables that are set."""
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def add_xla_flags(flags: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ DistKVError
 ├── RequestLost        also RuntimeError  it failed after its first token: ask anew
 ├── EngineStopped      also RuntimeError  the engine no longer takes requests
 ├── StepFailed         also RuntimeError  a device failed: the engine prefills again by itself
+├── WorldLost          also ConnectionError  a process of the mesh is gone: no step can run
 └── InvariantError     also RuntimeError  our bug: stop serving
 """
 
@@ -122,6 +123,10 @@ class EngineStopped(DistKVError, RuntimeError):
 
 class StepFailed(DistKVError, RuntimeError):
     """A step that failed on a device; every pool is lost, no request is."""
+
+
+class WorldLost(DistKVError, ConnectionError):
+    """A process that has a part of the mesh is gone, silent or astray: no step can run."""
 
 
 class InvariantError(DistKVError, RuntimeError):

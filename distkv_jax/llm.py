@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from distkv_jax.cache.coordinator import Usage
 from distkv_jax.engine.build import build_engine
+from distkv_jax.engine.commands import World
 from distkv_jax.engine.compile_cache import use_compile_cache
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.engine import Engine, EngineStats
@@ -35,6 +36,7 @@ from distkv_jax.errors import ConfigError, RequestError
 from distkv_jax.mesh import MeshConfig, load_mesh_config, make_mesh
 from distkv_jax.models.checkpoint import load_model
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
+from distkv_jax.world.weights import check_weights
 
 SIMULATED_STEP_TOKENS = 128
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -62,39 +64,41 @@ class LLM:
         self,
         model: str | Path = "tiny",
         *,
-        mesh: str | Path = "auto",
+        mesh: str | Path | MeshConfig = "auto",
         dtype: str = "auto",
         show_progress: bool = False,
+        world: World | None = None,
         **engine_args: Any,
     ) -> None:
         """Load a model and compile its programs.
 
         Args:
             model: `tiny`, a folder in the Hugging Face layout, or one that `distkv convert` wrote.
-            mesh: Name of a mesh config, a TOML file, or `auto` for the devices there are.
+            mesh: Name of a mesh config, a TOML file, `auto` for the devices there are, or what one
+                of them says.
             dtype: Of weights and KV; `auto` is the checkpoint's own, on CPU float32.
             show_progress: Draw progress bars and print the KV capacity.
+            world: The processes that share the mesh, led by this one; None where it is alone.
             **engine_args: Fields of `EngineConfig`.
 
         Raises:
             ConfigError: The model, the mesh or a setting cannot work; says what is allowed.
         """
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-        mesh_config = load_mesh_config(mesh)
+        mesh_config = mesh if isinstance(mesh, MeshConfig) else load_mesh_config(mesh)
         config = engine_config(engine_args, mesh_config)
+        weight_dtype = dtype_on(dtype, mesh_config)
         use_compile_cache()
         self.mesh = make_mesh(mesh_config)
-        if dtype == "auto" and mesh_config.platform == "cpu":
-            dtype = "float32"
         with Progress(show_progress) as progress:
             loaded = load_model(
                 model,
                 mesh=self.mesh,
-                dtype=None if dtype == "auto" else jnp.dtype(dtype),
+                dtype=weight_dtype,
                 progress=progress.weights,
             )
-            engine = build_engine(loaded, self.mesh, config, progress.programs)
+            if world is not None:
+                check_weights(loaded.params, self.mesh)
+            engine = build_engine(loaded, self.mesh, config, progress.programs, world)
         self.config = config
         self.model_config = loaded.config
         self._admission = engine.admission
@@ -272,7 +276,7 @@ class LLM:
         Raises:
             RequestError: It can never be served.
         """
-        text, token_ids = parse_prompt(prompt, self._tokenizer)
+        text, token_ids = parse_prompt(prompt, self._tokenizer, self.max_model_len)
         request = Request(
             request_id=request_id,
             prompt=text,
@@ -357,6 +361,19 @@ class LLM:
             for request in requests:
                 self._thread.cancel(request.request_id)
             raise
+
+
+def dtype_on(dtype: str, mesh: MeshConfig) -> jnp.dtype | None:
+    """The type of weights on a mesh; None for the checkpoint's own.
+
+    Raises:
+        ConfigError: It is not one of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+    if dtype == "auto" and mesh.platform == "cpu":
+        dtype = "float32"
+    return None if dtype == "auto" else jnp.dtype(dtype)
 
 
 def engine_config(engine_args: Mapping[str, Any], mesh: MeshConfig) -> EngineConfig:

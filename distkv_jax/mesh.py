@@ -8,6 +8,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distkv_jax.environment import add_xla_flags
@@ -187,6 +188,32 @@ def sharding(mesh: Mesh, *axes: str | tuple[str, ...] | None) -> NamedSharding:
         axes: For each array axis the mesh axes that split it; None, or left out: not split.
     """
     return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """Bring a host array that every process has to the devices, each part to its own.
+
+    Without a word between processes, where `jax.device_put` would compare what they have.
+    """
+    if where.is_fully_addressable:
+        return jax.device_put(array, where)
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+
+def spans_processes(mesh: Mesh) -> bool:
+    """Say whether several processes have devices of a mesh."""
+    return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def for_hosts(config: MeshConfig, hosts: int) -> MeshConfig:
+    """Split a mesh over so many hosts; one that names its hosts is not split otherwise.
+
+    Raises:
+        ConfigError: It has another number of hosts, or devices that they do not divide.
+    """
+    if config.hosts not in (1, hosts):
+        raise ConfigError(f"mesh {config.name} is for hosts={config.hosts}, there are {hosts}")
+    return dataclasses.replace(config, hosts=hosts)
 
 
 def _simulate(config: MeshConfig) -> None:

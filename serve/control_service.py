@@ -1,6 +1,7 @@
 """`distkv.v1.Control`: load, blocks and debts, and the drain."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 from distkv_jax.engine.engine import Engine
 from serve.dispatch import Dispatcher
 from serve.errors import FieldError
+from serve.live.message import message_of
+from serve.live.watch import DEFAULT_INTERVAL_S, Watch
+from serve.observe.profiler import DEFAULT_S, Profiler
 from serve.proto.distkv.v1 import control_pb2 as pb
 from serve.proto.distkv.v1 import control_pb2_grpc
 
@@ -15,14 +19,24 @@ from serve.proto.distkv.v1 import control_pb2_grpc
 class ControlService(control_pb2_grpc.ControlServicer):
     """Reads the engine between two of its steps."""
 
-    def __init__(self, dispatcher: Dispatcher, drain: Callable[[float | None], None]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        watch: Watch,
+        profiler: Profiler,
+        drain: Callable[[float | None], None],
+    ) -> None:
         """Serve control.
 
         Args:
             dispatcher: Whose engine is looked at.
+            watch: Takes pictures of it.
+            profiler: Takes traces of it.
             drain: Begins to stop the server, with so many seconds of grace or its own.
         """
         self._dispatcher = dispatcher
+        self._watch = watch
+        self._profiler = profiler
         self._drain = drain
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
@@ -38,6 +52,21 @@ class ControlService(control_pb2_grpc.ControlServicer):
         """Tell where every block is, and who owes whom."""
         del request, context
         return await asyncio.wrap_future(self._dispatcher.llm.thread.call_soon(pool_of))
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> None:
+        """Show the server until the caller leaves or it stops; a slow reader misses pictures."""
+        has_interval = request.HasField("interval_s")
+        interval_s = request.interval_s if has_interval else DEFAULT_INTERVAL_S
+        async with contextlib.aclosing(self._watch.views(interval_s)) as views:
+            async for view in views:
+                await context.write(message_of(view))
+
+    async def Profile(self, request: pb.ProfileRequest, context: Any) -> pb.ProfileResponse:
+        """Trace the process for a while; answers when the trace is written."""
+        del context
+        duration_s = request.duration_s if request.HasField("duration_s") else DEFAULT_S
+        folder = await self._profiler.trace(duration_s)
+        return pb.ProfileResponse(folder=str(folder))
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
         """Begin to stop the server; answers at once."""

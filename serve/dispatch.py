@@ -3,12 +3,11 @@
 import asyncio
 import collections
 import contextlib
-import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.prompt import Prompt
@@ -18,16 +17,18 @@ from distkv_jax.errors import (
     DistKVError,
     DuplicateRequest,
     RequestCancelled,
+    RequestError,
     RequestNotFound,
     Unavailable,
 )
 from distkv_jax.llm import LLM
 from serve.keys import Caller
+from serve.observe.audience import Audience
+from serve.observe.context import serving
 from serve.observe.record import Observer, Record
+from serve.pace import Pace
 from serve.quota import Quota
 from serve.stream import Stream
-
-logger = logging.getLogger(__name__)
 
 SMALL_PROMPT = 2048
 """Characters or tokens of a prompt that is tokenised and checked on the event loop; longer ones
@@ -45,6 +46,8 @@ class Ask(NamedTuple):
         deadline: `time.monotonic()`, or None.
         operation: As in `Record`.
         carrier: As in `Record`.
+        arrival: `time.monotonic()` when it came, before it was read; None for now.
+        chat: Messages of which the model's template makes the prompt; empty for none.
     """
 
     prompt: Prompt
@@ -54,6 +57,13 @@ class Ask(NamedTuple):
     deadline: float | None = None
     operation: str = ""
     carrier: Mapping[str, str] = MappingProxyType({})
+    arrival: float | None = None
+    chat: Sequence[Mapping[str, str]] = ()
+
+    @property
+    def size(self) -> int:
+        """Characters or tokens of the prompt."""
+        return sum(len(one["content"]) for one in self.chat) or len(self.prompt)
 
 
 class Dispatcher:
@@ -64,7 +74,13 @@ class Dispatcher:
     """
 
     def __init__(
-        self, llm: LLM, quota: Quota, *, max_unread: int, observers: Sequence[Observer] = ()
+        self,
+        llm: LLM,
+        quota: Quota,
+        *,
+        max_unread: int,
+        stream_interval_s: float,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Begin with no request; needs a running event loop.
 
@@ -72,20 +88,23 @@ class Dispatcher:
             llm: Whose engine serves.
             quota: What is under way.
             max_unread: Tokens kept for a reader that takes none.
+            stream_interval_s: Seconds between two pieces of a stream at least.
             observers: Who hears of every request.
         """
         self.llm = llm
         self.quota = quota
         self._max_unread = max_unread
-        self._observers = tuple(observers)
+        self._audience = Audience(observers)
         self._loop = asyncio.get_running_loop()
         self._streams: dict[str, Stream] = {}
-        self._names: set[str] = set()
-        # Those to be woken by any update; the others wait for their first token or their end.
+        # Those that read along; the others wait for their end.
         self._eager: set[str] = set()
+        self._unread: set[Stream] = set()
+        self._pace = Pace(stream_interval_s)
+        self._next_round = 0.0
+        self._is_woken = False
         self._waiting: dict[str, tuple[Caller, int]] = {}
         self._groups: collections.deque[tuple[float, list[Update]]] = collections.deque()
-        self._failure: DistKVError | None = None
         self._refusal: str | None = None
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -105,11 +124,10 @@ class Dispatcher:
 
     def fail_all(self, error: DistKVError) -> int:
         """End every request with an error, those too that are being tokenised; says how many."""
-        self._failure = error
         for name, stream in self._streams.items():
             stream.fail(error)
             self.llm.thread.cancel(name)
-        return len(self._names)
+        return len(self._streams)
 
     def abort(self, caller: Caller, request_id: str) -> None:
         """End a caller's request.
@@ -138,43 +156,113 @@ class Dispatcher:
             QueueFull: Too many are under way.
             Unavailable: The server takes no more requests.
         """
-        record = Record(
+        async with self.open_all(caller, [ask], is_whole=is_whole) as (stream,):
+            yield stream
+
+    @contextlib.asynccontextmanager
+    async def open_all(
+        self, caller: Caller, asks: Sequence[Ask], *, is_whole: bool
+    ) -> AsyncIterator[list[Stream]]:
+        """Submit requests with one hand-over to the engine; if one is refused none goes on.
+
+        Args:
+            caller: Who asks.
+            asks: At least one.
+            is_whole: As for `open`.
+
+        Raises:
+            DistKVError: As `open` does; a note says of which prompt it is.
+        """
+        records = [self._record_of(caller, ask) for ask in asks]
+        with serving(records[0].request_id), contextlib.ExitStack() as undo:
+            # All have their names before the first is tokenised.
+            streams = [self._admit(caller, record, undo, is_whole=is_whole) for record in records]
+            requests: list[Request] = []
+            for number, (stream, ask) in enumerate(zip(streams, asks, strict=True)):
+                try:
+                    request = await self._make_request(stream, ask)
+                except RequestError as error:
+                    if len(asks) > 1:
+                        error.add_note(f"in prompt {number} of {len(asks)}; none was answered")
+                    raise
+                stream.record.num_prompt_tokens = num_tokens = len(request.prompt_token_ids)
+                self.quota.wait(caller, num_tokens)
+                self._waiting[stream.name] = (caller, num_tokens)
+                undo.callback(self._stop_waiting, stream.name)
+                if not is_whole:
+                    self._eager.add(stream.name)
+                requests.append(request)
+            submitted = self.llm.thread.submit_soon(requests, self._sink)
+            for stream, request in zip(streams, requests, strict=True):
+                stream.begin(request)
+            await streams[0].prepare(asyncio.wrap_future(submitted), asks[0].deadline)
+            yield streams
+
+    def is_live(self, caller: Caller, request_id: str) -> bool:
+        """Whether a request of the caller's has this name."""
+        return engine_name(caller, request_id) in self._streams
+
+    def _record_of(self, caller: Caller, ask: Ask) -> Record:
+        return Record(
             request_id=ask.request_id or f"gen-{secrets.token_hex(8)}",
             caller=caller.name,
             operation=ask.operation,
             params=ask.params,
             carrier=ask.carrier,
+            deadline=ask.deadline,
+            arrival=time.monotonic() if ask.arrival is None else ask.arrival,
         )
-        with self._observed(record), contextlib.ExitStack() as undo:
-            if self._refusal is not None:
-                raise Unavailable(self._refusal)
-            name = engine_name(caller, record.request_id)
-            if name in self._names:
-                raise DuplicateRequest(f"request_id {ask.request_id!r} is in use by a live request")
-            self.quota.begin(caller)
-            undo.callback(self.quota.end, caller)
-            self._names.add(name)
-            self._is_empty.clear()
-            undo.callback(self._forget, name)
-            request = await self._make_request(name, ask)
-            if self._failure is not None:
-                raise self._failure
-            record.num_prompt_tokens = num_tokens = len(request.prompt_token_ids)
-            self.quota.wait(caller, num_tokens)
-            self._waiting[name] = (caller, num_tokens)
-            undo.callback(self._stop_waiting, name)
-            stream = Stream(request, record, max_unread=None if is_whole else self._max_unread)
-            self._streams[name] = stream
-            if not is_whole:
-                self._eager.add(name)
-            undo.callback(self._leave, stream)
-            submitted = self.llm.thread.submit_soon([request], self._sink)
-            await asyncio.wrap_future(submitted)
-            yield stream
+
+    def _admit(
+        self, caller: Caller, record: Record, undo: contextlib.ExitStack, *, is_whole: bool
+    ) -> Stream:
+        """Count a request in, by its name and its caller's quota, until `undo` is left."""
+        undo.enter_context(self._observed(record))
+        if self._refusal is not None:
+            raise Unavailable(self._refusal)
+        name = engine_name(caller, record.request_id)
+        if name in self._streams:
+            raise DuplicateRequest(f"request_id {record.request_id!r} is in use by a live request")
+        self.quota.begin(caller)
+        undo.callback(self.quota.end, caller)
+        stream = Stream(name, record, max_unread=None if is_whole else self._max_unread)
+        self._streams[name] = stream
+        self._is_empty.clear()
+        undo.callback(self._leave, stream)
+        return stream
+
+    @contextlib.contextmanager
+    def reading(
+        self, caller: Caller, operation: str, *, arrival: float | None = None
+    ) -> Iterator[None]:
+        """Tell observers of a request that is refused while it is read, before it can be opened.
+
+        Args:
+            caller: Who asks.
+            operation: As in `Record`.
+            arrival: As in `Ask`.
+        """
+        begin = time.monotonic() if arrival is None else arrival
+        try:
+            yield
+        except Exception as error:
+            record = Record(
+                request_id=f"gen-{secrets.token_hex(8)}",
+                caller=caller.name,
+                operation=operation,
+                params=None,
+                carrier={},
+                arrival=begin,
+                error=error,
+                end=time.monotonic(),
+            )
+            self._audience.begin(record)
+            self._audience.end(record)
+            raise
 
     @contextlib.contextmanager
     def _observed(self, record: Record) -> Iterator[None]:
-        self._tell(Observer.on_begin, record)
+        self._audience.begin(record)
         try:
             yield
         except BaseException as error:
@@ -183,62 +271,76 @@ class Dispatcher:
         finally:
             if record.end is None:
                 record.end = time.monotonic()
-            self._tell(Observer.on_end, record)
+            self._audience.end(record)
 
-    def _tell(self, event: Callable[..., None], record: Record, *values: Any) -> None:
-        """Call an observers' method of the name that `event` has in `Observer`."""
-        for observer in self._observers:
-            try:
-                getattr(observer, event.__name__)(record, *values)
-            except Exception:
-                logger.exception("an observer failed")
-
-    async def _make_request(self, name: str, ask: Ask) -> Request:
+    async def _make_request(self, stream: Stream, ask: Ask) -> Request:
         def make() -> Request:
             return self.llm.make_request(
-                ask.prompt,
+                self.llm.chat_tokens(ask.chat) if ask.chat else ask.prompt,
                 ask.params,
-                request_id=name,
+                request_id=stream.name,
                 priority=ask.priority,
                 deadline=ask.deadline,
             )
 
-        size = len(ask.prompt)
-        return make() if size <= SMALL_PROMPT else await asyncio.to_thread(make)
+        if ask.size <= SMALL_PROMPT:
+            return make()
+        # A thread cannot be stopped: it may finish in vain, one that waits for its turn does not.
+        return await stream.prepare(asyncio.to_thread(make), ask.deadline)
 
     def _sink(self, group: list[Update]) -> None:
         """Hand a step's updates over; called on the engine's thread, once a step.
 
-        The loop is woken only if somebody waits for one of them: each time costs the engine a
-        part of a millisecond.
+        The loop is woken only if somebody waits for one of them and nobody has woken it: each
+        time costs the engine a part of a millisecond.
         """
-        self._groups.append((time.monotonic(), group))
-        if any(self._is_awaited(update) for update in group):
+        now = time.monotonic()
+        self._groups.append((now, group))
+        is_round = now >= self._next_round
+        if not self._is_woken and any(self._is_awaited(update, is_round) for update in group):
+            self._is_woken = True
             with contextlib.suppress(RuntimeError):  # the loop was closed under the engine
                 self._loop.call_soon_threadsafe(self._distribute)
 
-    def _is_awaited(self, update: Update) -> bool:
+    def _is_awaited(self, update: Update, is_round: bool) -> bool:
+        """Whether somebody waits for an update; readers wait for the next round."""
         name = update.request.request_id
-        return update.finish_reason is not None or name in self._eager or name in self._waiting
+        return (
+            update.finish_reason is not None
+            or name in self._waiting
+            or (is_round and name in self._eager)
+        )
 
     def catch_up(self) -> None:
         """Tell observers of what came since the loop was last woken."""
         self._distribute()
 
     def _distribute(self) -> None:
+        # Before the groups are taken: what comes meanwhile wakes the loop again.
+        self._is_woken = False
         while self._groups:
             self._distribute_group(*self._groups.popleft())
+        now = self._loop.time()
+        if self._unread and now >= self._next_round:
+            for stream in self._unread:
+                stream.wake()
+            self._unread.clear()
+            self._next_round = now + self._pace.next_round()
+            # Steps before then wake nobody, and there may be none after.
+            self._loop.call_at(self._next_round, self._distribute)
 
     def _distribute_group(self, now: float, group: list[Update]) -> None:
         for update in group:
             name = update.request.request_id
             stream = self._streams.get(name)
             # Another one of the same name may have come since.
-            if stream is None or stream.request is not update.request:
+            if stream is None or not stream.is_of(update.request):
                 continue
             had_failed = stream.has_failed
             self._observe(stream.record, update, now)
             stream.add(update)
+            if name in self._eager:
+                self._unread.add(stream)
             self._stop_waiting(name)
             if stream.has_failed and not had_failed:
                 # Of several samples one may have failed alone, or nobody reads them.
@@ -248,9 +350,9 @@ class Dispatcher:
         is_first = record.first_token is None
         gap = record.hear(update, now)
         if is_first and record.first_token is not None:
-            self._tell(Observer.on_first_token, record)
+            self._audience.first_token(record)
         elif gap is not None:
-            self._tell(Observer.on_gap, record, gap)
+            self._audience.gap(record, gap)
 
     def _stop_waiting(self, name: str) -> None:
         waiting = self._waiting.pop(name, None)
@@ -259,16 +361,13 @@ class Dispatcher:
 
     def _leave(self, stream: Stream) -> None:
         """Let go of a stream; its request ends if it has not."""
-        name = stream.request.request_id
-        del self._streams[name]
-        self._eager.discard(name)
-        if not stream.has_ended:
-            self.llm.thread.cancel(name)
-
-    def _forget(self, name: str) -> None:
-        self._names.remove(name)
-        if not self._names:
+        del self._streams[stream.name]
+        self._eager.discard(stream.name)
+        self._unread.discard(stream)
+        if not self._streams:
             self._is_empty.set()
+        if stream.has_begun and not stream.has_ended:
+            self.llm.thread.cancel(stream.name)
 
 
 def engine_name(caller: Caller, request_id: str) -> str:

@@ -1,7 +1,8 @@
 """The one table from our errors to what a caller sees over gRPC and HTTP, and back."""
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import grpc
@@ -10,7 +11,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 import distkv_jax.errors as ours
-from distkv_jax.errors import DistKVError, PromptTooLong
+from distkv_jax.errors import DistKVError, PromptTooLong, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -30,43 +31,49 @@ class Row(NamedTuple):
         code: Of gRPC.
         http: Status of HTTP.
         openai: `type` in an error body of OpenAI's form.
+        openai_code: `code` in it, for programs.
         retry_s: Seconds after which the same call may succeed; None where it will not.
     """
 
     code: Code
     http: int
     openai: str
+    openai_code: str
     retry_s: float | None = None
 
 
+INVALID, BUSY, AWAY = "invalid_request_error", "rate_limit_error", "service_unavailable_error"
+
 TABLE: dict[type[Exception], Row] = {
     # The request
-    ours.RequestError: Row(Code.INVALID_ARGUMENT, 400, "invalid_request_error"),
-    ours.DuplicateRequest: Row(Code.ALREADY_EXISTS, 409, "invalid_request_error"),
-    ours.RequestNotFound: Row(Code.NOT_FOUND, 404, "invalid_request_error"),
-    ours.NotBuilt: Row(Code.UNIMPLEMENTED, 501, "invalid_request_error"),
+    RequestError: Row(Code.INVALID_ARGUMENT, 400, INVALID, "invalid_value"),
+    ours.PromptTooLong: Row(Code.INVALID_ARGUMENT, 400, INVALID, "context_length_exceeded"),
+    ours.DuplicateRequest: Row(Code.ALREADY_EXISTS, 409, INVALID, "duplicate_request_id"),
+    ours.RequestNotFound: Row(Code.NOT_FOUND, 404, INVALID, "request_not_found"),
+    # Not 501: clients of OpenAI's try those again.
+    ours.NotBuilt: Row(Code.UNIMPLEMENTED, 400, INVALID, "not_built"),
     # The caller
-    ours.Unauthenticated: Row(Code.UNAUTHENTICATED, 401, "authentication_error"),
-    ours.NotAllowed: Row(Code.PERMISSION_DENIED, 403, "permission_error"),
+    ours.Unauthenticated: Row(Code.UNAUTHENTICATED, 401, "authentication_error", "invalid_api_key"),
+    ours.NotAllowed: Row(Code.PERMISSION_DENIED, 403, "permission_error", "not_allowed"),
     # Too much at once
-    ours.QueueFull: Row(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", retry_s=1.0),
-    ours.OutOfBlocks: Row(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", retry_s=1.0),
-    ours.SlowReader: Row(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error"),
+    ours.QueueFull: Row(Code.RESOURCE_EXHAUSTED, 429, BUSY, "rate_limit_exceeded", retry_s=1.0),
+    ours.OutOfBlocks: Row(Code.RESOURCE_EXHAUSTED, 429, BUSY, "out_of_blocks", retry_s=1.0),
+    ours.SlowReader: Row(Code.RESOURCE_EXHAUSTED, 429, BUSY, "slow_reader"),
     # Ended before its time
-    ours.RequestCancelled: Row(Code.CANCELLED, 499, "cancelled_error"),
-    ours.DeadlineExceeded: Row(Code.DEADLINE_EXCEEDED, 504, "timeout_error"),
+    ours.RequestCancelled: Row(Code.CANCELLED, 499, "cancelled_error", "request_cancelled"),
+    ours.DeadlineExceeded: Row(Code.DEADLINE_EXCEEDED, 504, "timeout_error", "deadline_exceeded"),
     # The service
-    ours.Unavailable: Row(Code.UNAVAILABLE, 503, "service_unavailable_error", retry_s=1.0),
-    ours.EngineStopped: Row(Code.UNAVAILABLE, 503, "service_unavailable_error", retry_s=1.0),
-    ours.RequestLost: Row(Code.ABORTED, 500, "server_error"),
-    ours.ConfigError: Row(Code.FAILED_PRECONDITION, 500, "server_error"),
-    ours.DistKVError: Row(Code.INTERNAL, 500, "server_error"),
-    Exception: Row(Code.INTERNAL, 500, "server_error"),
+    ours.Unavailable: Row(Code.UNAVAILABLE, 503, AWAY, "unavailable", retry_s=1.0),
+    ours.EngineStopped: Row(Code.UNAVAILABLE, 503, AWAY, "engine_stopped", retry_s=1.0),
+    ours.RequestLost: Row(Code.ABORTED, 500, "server_error", "request_lost"),
+    ours.ConfigError: Row(Code.FAILED_PRECONDITION, 500, "server_error", "config_error"),
+    ours.DistKVError: Row(Code.INTERNAL, 500, "server_error", "internal_error"),
+    Exception: Row(Code.INTERNAL, 500, "server_error", "internal_error"),
 }
 """The row of an error is that of its class, else of the nearest base class with one."""
 
 
-class FieldError(ours.RequestError):
+class FieldError(RequestError):
     """A request of which one field cannot be.
 
     Attributes:
@@ -76,6 +83,10 @@ class FieldError(ours.RequestError):
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class FieldNotBuilt(FieldError, ours.NotBuilt):
+    """A request of which one field asks for what the service does not have."""
 
 
 class Told(NamedTuple):
@@ -98,11 +109,14 @@ def row_of(error: Exception) -> Row:
 
 
 def tell(error: Exception) -> Told:
-    """Say what a caller sees of an error; one that is not ours is logged and not shown."""
+    """Say what a caller sees of an error; of the server's own trouble the log has the text."""
     if isinstance(error, DecodeError):
-        error = ours.RequestError("the request is not a valid message of its type")
+        error = RequestError("the request is not a valid message of its type")
     row = row_of(error)
-    if isinstance(error, DistKVError):
+    if isinstance(error, ours.EngineStopped):
+        logger.error("a request was refused: %s", error)
+        text = "the engine has stopped, the server's log says why"
+    elif isinstance(error, DistKVError) and row.code is not Code.INTERNAL:
         text = "; ".join([str(error), *getattr(error, "__notes__", ())])
     else:
         logger.error("an error that nobody expected", exc_info=error)
@@ -113,14 +127,44 @@ def tell(error: Exception) -> Told:
     if isinstance(error, PromptTooLong):
         info.metadata.update(given=str(error.given), limit=str(error.limit))
     status.details.add().Pack(info)
-    if isinstance(error, FieldError | PromptTooLong):
-        field = error.field if isinstance(error, FieldError) else "prompt"
+    if (field := field_of(error)) is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if row.retry_s is not None:
         delay = Duration(nanos=int(row.retry_s % 1 * 1e9), seconds=int(row.retry_s))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     return Told(row, text, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def field_of(error: Exception) -> str | None:
+    """Tell which field of a request an error is about; None for no single one."""
+    match error:
+        case FieldError():
+            return error.field
+        case PromptTooLong():
+            return "prompt"
+    return None
+
+
+@contextlib.contextmanager
+def naming(paths: Mapping[str, str]) -> Iterator[None]:
+    """Turn a `RequestError` into a `FieldError` where its text, as ours do, begins with a field.
+
+    Errors of a narrower class stay what they are.
+
+    Args:
+        paths: Where a field is in the request, by the first word of the errors about it.
+    """
+    try:
+        yield
+    except RequestError as error:
+        word = str(error).partition(" ")[0].partition("=")[0]
+        if type(error) is RequestError and word in paths:
+            named = FieldError(str(error), paths[word])
+            for note in getattr(error, "__notes__", ()):
+                named.add_note(note)
+            raise named from error
+        raise
 
 
 class Heard(NamedTuple):

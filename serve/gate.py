@@ -5,12 +5,20 @@ import contextlib
 import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
 
-from distkv_jax.errors import NotAllowed
+from distkv_jax.errors import (
+    DeadlineExceeded,
+    DistKVError,
+    NotAllowed,
+    NotBuilt,
+    QueueFull,
+    RequestError,
+)
 from serve.errors import tell
 from serve.keys import Caller, Keys, bearer
 
@@ -19,9 +27,15 @@ logger = logging.getLogger(__name__)
 OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 """Methods for anybody who can connect: a probe has no key."""
 ADMIN_SERVICE = "/distkv.v1.Control/"
+MESSAGE_S, OPEN_MESSAGE_S = 60.0, 2.0
+"""For a call's message to come, after its headers; the second where nobody knows who calls."""
+MAX_OPEN_CALLS = 64
+"""Calls of open methods at once: whoever can connect must not take the places of callers."""
 
 CALLER: contextvars.ContextVar[Caller] = contextvars.ContextVar("caller")
 """Who made the RPC that the current task serves."""
+ARRIVAL: contextvars.ContextVar[float] = contextvars.ContextVar("arrival")
+"""`time.monotonic()` when its message was there, before it was parsed."""
 
 Behaviour = Callable[[Any, Any], Any]
 
@@ -29,11 +43,30 @@ Behaviour = Callable[[Any, Any], Any]
 class Gate(grpc.aio.ServerInterceptor):
     """Stands before every method there is: those of other packages, and unknown ones, too.
 
-    A message is parsed behind the gate: gRPC itself would answer a broken one with UNKNOWN.
+    Who may not pass is refused by the headers, before a message is waited for. A message is read
+    and parsed behind the gate: gRPC itself would wait for it without end, and answer a broken one
+    with UNKNOWN.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        checks: Mapping[str, Callable[[bytes], None]] | None = None,
+        *,
+        on_refusal: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        """Let in who has a key.
+
+        Args:
+            keys: Who may call.
+            checks: By method, what looks at a message before it is parsed; raises a
+                `RequestError` for one that must not be.
+            on_refusal: Hears of who was not let in.
+        """
         self._keys = keys
+        self._checks = dict(checks or {})
+        self._on_refusal = on_refusal
+        self._num_open = 0
 
     async def intercept_service(
         self,
@@ -42,9 +75,14 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Wrap a method's handler."""
         method: str = handler_call_details.method
+        try:
+            caller = self._admit(method, handler_call_details.invocation_metadata)
+        except DistKVError as error:
+            self._on_refusal(error)
+            return self._refusing(error)
         handler = await continuation(handler_call_details)
         if handler is None:
-            return self._unknown(method)
+            return self._refusing(NotBuilt(f"there is no method {method}"))
         if handler.request_streaming:
             # Its messages are parsed as the behaviour reads them, so behind the gate as well.
             inner = handler.stream_stream or handler.stream_unary
@@ -52,33 +90,41 @@ class Gate(grpc.aio.ServerInterceptor):
         else:
             inner = handler.unary_unary or handler.unary_stream
             parse = handler.request_deserializer
-        behaviour = self._guarded(method, inner, parse)
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
         return make(
-            behaviour,
+            self._guarded(method, caller, inner, parse),
             request_deserializer=handler.request_deserializer if parse is None else None,
             response_serializer=handler.response_serializer,
         )
 
-    def _unknown(self, method: str) -> Any:
-        async def refuse(request: bytes, context: Any) -> None:
-            del request
-            self._admit(method, context)
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {method}")
+    def _refusing(self, error: Exception) -> Any:
+        """Make a handler that refuses without reading."""
 
-        return grpc.unary_unary_rpc_method_handler(self._telling(refuse))
+        async def refuse(messages: Any, context: Any) -> None:
+            del messages, context
+            raise error
+
+        return grpc.stream_stream_rpc_method_handler(self._telling(refuse))
 
     def _guarded(
-        self, method: str, inner: Behaviour, parse: Callable[[bytes], Any] | None
+        self, method: str, caller: Caller, inner: Behaviour, parse: Callable[[bytes], Any] | None
     ) -> Behaviour:
-        async def behaviour(request: Any, context: Any) -> Any:
-            CALLER.set(self._admit(method, context))
-            message = request if parse is None else parse(request)
+        check = self._checks.get(method)
+
+        async def behaviour(messages: AsyncIterator[Any], context: Any) -> Any:
+            CALLER.set(caller)
+            message: Any = messages
+            if parse is not None:
+                with self._counted(method):
+                    raw = await message_of(messages, method)
+                ARRIVAL.set(time.monotonic())
+                if check is not None:
+                    check(raw)
+                message = parse(raw)
             if not inspect.isasyncgenfunction(inner):
                 return await inner(message, context)
             # A generator cut off while gRPC writes would clean up only when it is collected.
@@ -87,6 +133,24 @@ class Gate(grpc.aio.ServerInterceptor):
                     await context.write(reply)
 
         return self._telling(behaviour)
+
+    @contextlib.contextmanager
+    def _counted(self, method: str) -> Iterator[None]:
+        """Count calls of open methods.
+
+        Raises:
+            QueueFull: There are too many.
+        """
+        if method not in OPEN_METHODS:
+            yield
+            return
+        if self._num_open >= MAX_OPEN_CALLS:
+            raise QueueFull(f"{self._num_open} calls without a key, limit {MAX_OPEN_CALLS}")
+        self._num_open += 1
+        try:
+            yield
+        finally:
+            self._num_open -= 1
 
     def _telling(self, behaviour: Behaviour) -> Behaviour:
         async def told(request: Any, context: Any) -> Any:
@@ -104,7 +168,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return told
 
-    def _admit(self, method: str, context: Any) -> Caller:
+    def _admit(self, method: str, metadata: Any) -> Caller:
         """Find out who calls.
 
         Raises:
@@ -113,9 +177,25 @@ class Gate(grpc.aio.ServerInterceptor):
         """
         if method in OPEN_METHODS:
             return Caller("", is_admin=False)
-        headers = dict(context.invocation_metadata() or ())
-        value = headers.get("authorization")
+        value = dict(metadata or ()).get("authorization")
         caller = self._keys.caller_of(bearer(value if isinstance(value, str) else None))
         if method.startswith(ADMIN_SERVICE) and not caller.is_admin:
             raise NotAllowed(f"the API key of {caller.name} is not an admin's")
         return caller
+
+
+async def message_of(messages: AsyncIterator[bytes], method: str) -> bytes:
+    """Wait for the one message of a call.
+
+    Raises:
+        DeadlineExceeded: It does not come.
+        RequestError: The caller ended without one.
+    """
+    patience_s = OPEN_MESSAGE_S if method in OPEN_METHODS else MESSAGE_S
+    try:
+        async with asyncio.timeout(patience_s):
+            return await anext(messages)
+    except TimeoutError:
+        raise DeadlineExceeded(f"no message came within {patience_s:g} s") from None
+    except StopAsyncIteration:
+        raise RequestError("the call has no message, must have one") from None

@@ -1,14 +1,14 @@
 """`distkv.v1.Inference`: generating, aborting, and what model there is."""
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import distkv_jax
 from serve.dispatch import Ask, Dispatcher
-from serve.gate import CALLER
+from serve.gate import ARRIVAL, CALLER
+from serve.observe.context import trace_headers
 from serve.observe.record import Record
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from serve.proto.distkv.v1 import inference_pb2_grpc
@@ -23,7 +23,6 @@ from serve.translate import (
     sampling_of,
 )
 
-TRACE_HEADERS = ("traceparent", "tracestate")
 LONGEST_DEADLINE_S = 1e8
 """gRPC gives a time beyond this where there is no deadline."""
 
@@ -31,18 +30,14 @@ LONGEST_DEADLINE_S = 1e8
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Translates messages, and leaves the rest to the dispatcher."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, model_name: str, *, stream_interval_s: float
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, model_name: str) -> None:
         """Serve inference.
 
         Args:
             dispatcher: Where requests go.
             model_name: As the server calls its model.
-            stream_interval_s: Least seconds between two pieces of a stream.
         """
         self._dispatcher = dispatcher
-        self._interval_s = stream_interval_s
         self._defaults = dispatcher.llm.get_default_sampling_params()
         self._model_name = model_name
 
@@ -58,18 +53,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         """Answer piece by piece; what comes while a piece is written goes into the next."""
         async with self._open("grpc.GenerateStream", request, context, is_whole=False) as stream:
-            piece, not_before = self._begin(stream, request), 0.0
-            loop = asyncio.get_running_loop()
+            piece = self._begin(stream, request)
             while True:
-                add_updates(piece, await stream.take(not_before=not_before))
+                add_updates(piece, await stream.take())
                 if stream.has_ended:
                     break
-                not_before = loop.time() + self._interval_s
-                await context.write(piece)
+                await stream.write(context.write(piece))
                 piece = pb.GenerateResponse()
             piece.usage.CopyFrom(usage_of(stream.record))
             # The engine is done with it, its quota and the drain are when this piece is gone.
-            await context.write(piece)
+            await stream.write(context.write(piece))
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         """End a request of the same caller."""
@@ -106,30 +99,24 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         if left is not None and left < LONGEST_DEADLINE_S:
             deadline = time.monotonic() + left
         with naming_fields():
-            ask = Ask(
-                prompt=prompt_of(request),
-                params=sampling_of(request.sampling, self._defaults),
-                request_id=request_id_of(request),
-                priority=request.priority,
-                deadline=deadline,
-                operation=operation,
-                carrier=carrier_of(context.invocation_metadata()),
-            )
+            arrival = ARRIVAL.get()
+            with self._dispatcher.reading(CALLER.get(), operation, arrival=arrival):
+                ask = Ask(
+                    prompt=prompt_of(request),
+                    params=sampling_of(request.sampling, self._defaults),
+                    request_id=request_id_of(request),
+                    priority=request.priority,
+                    deadline=deadline,
+                    operation=operation,
+                    carrier=trace_headers(context.invocation_metadata()),
+                    arrival=arrival,
+                )
             async with self._dispatcher.open(CALLER.get(), ask, is_whole=is_whole) as stream:
                 yield stream
 
     def _begin(self, stream: Stream, request: pb.GenerateRequest) -> pb.GenerateResponse:
         name = stream.record.request_id
         return first_message(stream.request, name, has_ids=request.return_prompt_token_ids)
-
-
-def carrier_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
-    """Pick the headers by which a caller's trace goes on (W3C Trace Context)."""
-    return {
-        key: value
-        for key, value in metadata or ()
-        if key in TRACE_HEADERS and isinstance(value, str)
-    }
 
 
 def usage_of(record: Record) -> pb.Usage:

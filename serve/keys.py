@@ -2,12 +2,16 @@
 
 import hashlib
 import hmac
+import logging
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from distkv_jax.errors import ConfigError, Unauthenticated
+
+logger = logging.getLogger(__name__)
 
 MIN_KEY_CHARS = 16
 ENVIRONMENT = "environment"
@@ -91,6 +95,7 @@ def load_keys(file: str | None, variable: str | None) -> Keys:
     if variable is not None:
         callers.append((variable, Caller(ENVIRONMENT, is_admin=True)))
     if file is not None:
+        warn_if_shared(file)
         try:
             lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
@@ -111,6 +116,17 @@ def load_keys(file: str | None, variable: str | None) -> Keys:
     if file is not None and not callers:
         raise ConfigError(f"{file} has no keys")
     return Keys(callers)
+
+
+def warn_if_shared(file: str) -> None:
+    """Log a warning if others on this machine can read a file of keys.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    mode = stat.S_IMODE(Path(file).expanduser().stat().st_mode)
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        logger.warning("%s has mode %o: others can read the keys in it, use 600", file, mode)
 
 
 def bearer(authorization: str | None) -> str | None:

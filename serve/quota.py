@@ -1,6 +1,8 @@
 """How much each caller has under way, and the most it may have."""
 
 import collections
+import contextlib
+from collections.abc import Iterator
 
 from distkv_jax.errors import QueueFull, QuotaExceeded
 from serve.keys import Caller
@@ -29,6 +31,7 @@ class Quota:
         self._caller_tokens = caller_tokens
         self._requests: collections.Counter[str] = collections.Counter()
         self._tokens: collections.Counter[str] = collections.Counter()
+        self._readings: collections.Counter[str] = collections.Counter()
 
     @property
     def num_requests(self) -> int:
@@ -40,19 +43,40 @@ class Quota:
         """Prompt tokens of requests without a first token."""
         return self._tokens.total()
 
-    def begin(self, caller: Caller) -> None:
-        """Count a request in, before anything is done for it.
+    @contextlib.contextmanager
+    def reading(self, caller: Caller) -> Iterator[None]:
+        """Keep a place for a call while its body comes in, as if it were under way.
 
         Raises:
             QueueFull: The server has as many as it takes.
             QuotaExceeded: The caller has.
         """
-        if self.num_requests >= self._max_requests:
-            raise QueueFull(f"{self.num_requests} requests under way, limit {self._max_requests}")
-        mine, limit = self._requests[caller.name], self._caller_requests
+        self._check(
+            self.num_requests + self._readings.total(),
+            self._requests[caller.name] + self._readings[caller.name],
+        )
+        self._readings[caller.name] += 1
+        try:
+            yield
+        finally:
+            _subtract(self._readings, caller.name, 1)
+
+    def begin(self, caller: Caller) -> None:
+        """Count a request in, before anything is done for it; calls being read do not count.
+
+        Raises:
+            QueueFull: The server has as many as it takes.
+            QuotaExceeded: The caller has.
+        """
+        self._check(self.num_requests, self._requests[caller.name])
+        self._requests[caller.name] += 1
+
+    def _check(self, count: int, mine: int) -> None:
+        if count >= self._max_requests:
+            raise QueueFull(f"{count} requests under way, limit {self._max_requests}")
+        limit = self._caller_requests
         if limit is not None and mine >= limit:
             raise QuotaExceeded(f"{mine} requests of yours under way, limit {limit}")
-        self._requests[caller.name] += 1
 
     def end(self, caller: Caller) -> None:
         """Count a request out."""

@@ -1,9 +1,12 @@
-"""A gRPC server over one `LLM`: its parts, its port, and how it stops."""
+"""A server over one `LLM`: its parts, its ports, and how it stops."""
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -14,11 +17,23 @@ from distkv_jax.engine.engine import Engine
 from distkv_jax.environment import api_key
 from distkv_jax.errors import ConfigError, EngineStopped, Unavailable
 from distkv_jax.llm import LLM
+from serve.certificates import read_certificates
 from serve.control_service import ControlService
 from serve.dispatch import Dispatcher
 from serve.gate import Gate
+from serve.http.door import HttpDoor
+from serve.http.tls import tls_context
 from serve.inference_service import InferenceService
 from serve.keys import load_keys
+from serve.live.recent import Recent
+from serve.live.routes import live_routes
+from serve.live.watch import Watch
+from serve.message_limits import check_generate
+from serve.observe.metrics import Metrics
+from serve.observe.metrics_route import metrics_routes
+from serve.observe.profiler import Profiler
+from serve.observe.request_log import RequestLog
+from serve.observe.tracing import check_tracing, open_tracing
 from serve.proto.distkv.v1 import (
     control_pb2,
     control_pb2_grpc,
@@ -38,6 +53,8 @@ OTHER_RPCS = 256
 """Calls at once besides requests: watches, looks at load and pools."""
 LAST_WORDS_S = 2.0
 """For statuses to reach clients when all requests have ended."""
+TRACE_S = 10.0
+"""For a trace that is being taken to be written."""
 WATCH_S = 1.0
 """Between two looks at whether the engine still lives."""
 
@@ -51,16 +68,19 @@ class Server:
     Attributes:
         settings: As given.
         has_keys: Whether callers need one.
-        port: TCP port, once started.
+        port: TCP port of gRPC, once started.
+        http_port: That of HTTP; None without it.
         dispatcher: Between RPCs and engine.
+        watch: Shows what happens.
+        metrics: Counts what happens.
     """
 
     def __init__(self, llm: LLM, settings: ServerSettings, *, model_name: str) -> None:
         """Make the parts; nothing listens yet. Needs a running event loop.
 
         Raises:
-            ConfigError: Keys or certificates cannot be, or other machines could connect to a
-                server that must not let them.
+            ConfigError: Keys, certificates or the address for traces cannot be, or other machines
+                could connect to a server that must not let them.
             OSError: A file cannot be read.
         """
         self.settings = settings
@@ -69,31 +89,64 @@ class Server:
         check_exposure(settings, has_keys=self.has_keys)
         self._credentials = credentials_of(settings)
         self.port = 0
+        self.http_port: int | None = None
         quota = Quota(
             max_requests=settings.max_num_requests,
             caller_requests=settings.quota_requests,
             caller_tokens=settings.quota_tokens,
         )
-        self.dispatcher = Dispatcher(llm, quota, max_unread=settings.max_unread_tokens)
+        name = settings.served_model_name or model_name
+        recent = Recent()
+        self.metrics = Metrics(llm, model=name)
+        self._request_log = RequestLog()
+        self._tracing = open_tracing(settings.otlp_traces_endpoint, model=name)
+        profile_dir = settings.profile_dir
+        self._profiler = Profiler(None if profile_dir is None else Path(profile_dir).expanduser())
+        observers = [recent, self.metrics.requests, self._request_log]
+        if self._tracing is not None:
+            observers.append(self._tracing)
+        self.dispatcher = Dispatcher(
+            llm,
+            quota,
+            max_unread=settings.max_unread_tokens,
+            stream_interval_s=settings.stream_interval_ms / 1000,
+            observers=observers,
+        )
+        self.watch = Watch(self.dispatcher, recent, model=name)
         # The package chooses the module of `aio` by Python's version, where pyright does not look.
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._grpc = grpc.aio.server(
-            interceptors=[Gate(keys)],
+            interceptors=[
+                Gate(
+                    keys,
+                    checks_of(llm.max_model_len),
+                    on_refusal=self.metrics.requests.on_refusal,
+                )
+            ],
             options=options_of(settings),
             maximum_concurrent_rpcs=settings.max_num_requests + OTHER_RPCS,
         )
+        self._door = None
+        if settings.http_port is not None:
+            routes = [*live_routes(self.watch), *metrics_routes(self.metrics, self.dispatcher)]
+            self._door = HttpDoor(
+                self.dispatcher,
+                keys,
+                settings,
+                name,
+                routes,
+                is_answering=lambda: self._is_answering,
+                on_refusal=self.metrics.requests.on_refusal,
+            )
         self._stopping: asyncio.Task[bool] | None = None
         self._hurry = asyncio.Event()
         self._is_over = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
-        service = InferenceService(
-            self.dispatcher,
-            settings.served_model_name or model_name,
-            stream_interval_s=settings.stream_interval_ms / 1000,
-        )
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._is_answering = True
+        service = InferenceService(self.dispatcher, name)
         inference_pb2_grpc.add_InferenceServicer_to_server(service, self._grpc)
         control_pb2_grpc.add_ControlServicer_to_server(
-            ControlService(self.dispatcher, self.drain), self._grpc
+            ControlService(self.dispatcher, self.watch, self._profiler, self.drain), self._grpc
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = (INFERENCE, CONTROL, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -103,8 +156,11 @@ class Server:
         """Listen.
 
         Raises:
-            ConfigError: The address cannot be had.
+            ConfigError: An address cannot be had; nothing listens then.
         """
+        if self._door is not None:
+            self._door.bind()
+            self.http_port = self._door.port
         host = self.settings.host
         address = f"[{host}]" if ":" in host and not host.startswith("[") else host
         address = f"{address}:{self.settings.port}"
@@ -114,10 +170,16 @@ class Server:
             else:
                 self.port = self._grpc.add_secure_port(address, self._credentials)
         except RuntimeError as error:
+            if self._door is not None:
+                await self._door.stop(0.0)
             raise ConfigError(f"cannot listen on {address}: {error}") from error
         await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()
-        self._watch = asyncio.create_task(self._watch_engine())
+        if self._door is not None:
+            await self._door.start()
+        self.watch.start()
+        self.metrics.start()
+        self._heartbeat = asyncio.create_task(self._watch_engine())
 
     def drain(self, grace_s: float | None = None) -> None:
         """Take no more requests, let those accepted finish, then stop; returns at once.
@@ -157,9 +219,18 @@ class Server:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     await self._health.enter_graceful_shutdown()
-            if self._watch is not None:
-                self._watch.cancel()
-            await self._grpc.stop(LAST_WORDS_S)
+            if self._heartbeat is not None:
+                self._heartbeat.cancel()
+            self.watch.stop()
+            self.metrics.stop()
+            await self._profiler.stop(TRACE_S)
+            stops = [self._grpc.stop(LAST_WORDS_S)]
+            if self._door is not None:
+                stops.append(self._door.stop(LAST_WORDS_S))
+            await asyncio.gather(*stops)
+            self._request_log.close()
+            if self._tracing is not None:
+                await self._tracing.close(LAST_WORDS_S)
         finally:
             self._is_over.set()
         return is_clean
@@ -173,19 +244,40 @@ class Server:
         return not empty.cancel()
 
     async def _watch_engine(self) -> None:
-        """Stop serving when the engine has stopped: nothing would ever be answered."""
+        """Stop serving when the engine has stopped: nothing would ever be answered.
+
+        One that answers nothing for long, as when a device hangs, may come back.
+        """
         while True:
             await asyncio.sleep(WATCH_S)
             try:
-                await asyncio.wrap_future(self.dispatcher.llm.thread.call_soon(is_alive))
+                answer = asyncio.wrap_future(self.dispatcher.llm.thread.call_soon(is_alive))
+                await asyncio.wait([answer], timeout=self.settings.step_timeout_s)
+                if not answer.done():
+                    await self._wait_out(answer)
+                await answer
             except EngineStopped as error:
                 logger.error("%s", error)
                 self.stop_now()
                 return
 
+    async def _wait_out(self, answer: asyncio.Future[bool]) -> None:
+        """Say that nothing is served until the engine answers."""
+        begin = time.monotonic() - self.settings.step_timeout_s
+        logger.error(
+            "no step has ended for %g s, health is NOT_SERVING", self.settings.step_timeout_s
+        )
+        self._is_answering = False
+        await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.wait([answer])
+        self._is_answering = True
+        logger.warning("the engine answered after %.1f s", time.monotonic() - begin)
+        if not self.dispatcher.is_draining:
+            await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.SERVING)
+
 
 def check_settings(settings: ServerSettings) -> None:
-    """Refuse keys, addresses and certificates that a server would refuse.
+    """Refuse keys, addresses, certificates and folders that a server would refuse.
 
     Raises:
         ConfigError: Says which, and what is allowed.
@@ -194,6 +286,10 @@ def check_settings(settings: ServerSettings) -> None:
     keys = load_keys(settings.api_key_file, api_key())
     check_exposure(settings, has_keys=len(keys) > 0)
     credentials_of(settings)
+    tls_context(settings)
+    check_tracing(settings.otlp_traces_endpoint)
+    if settings.profile_dir is not None:
+        Path(settings.profile_dir).expanduser().mkdir(parents=True, exist_ok=True)
 
 
 def is_alive(engine: Engine) -> bool:
@@ -206,6 +302,7 @@ def options_of(settings: ServerSettings) -> list[tuple[str, int]]:
     """List the options of the gRPC core."""
     keepalive_ms = math.ceil(settings.keepalive_s * 1000)
     return [
+        ("grpc.max_concurrent_streams", settings.max_num_requests + OTHER_RPCS),
         ("grpc.max_receive_message_length", settings.max_message_mib * 2**20),
         ("grpc.max_send_message_length", settings.max_message_mib * 2**20),
         ("grpc.keepalive_time_ms", keepalive_ms),
@@ -217,21 +314,25 @@ def options_of(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
+def checks_of(max_model_len: int) -> dict[str, Callable[[bytes], None]]:
+    """List the methods whose messages are looked at before they are parsed."""
+    check = functools.partial(check_generate, max_model_len=max_model_len)
+    return dict.fromkeys((f"/{INFERENCE}/Generate", f"/{INFERENCE}/GenerateStream"), check)
+
+
 def credentials_of(settings: ServerSettings) -> grpc.ServerCredentials | None:
     """Load the server's certificate, and the authority of its clients'.
 
     Raises:
+        ConfigError: What is in a file is not what it should be.
         OSError: A file cannot be read.
     """
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    authority = None
-    if settings.tls_client_ca is not None:
-        authority = Path(settings.tls_client_ca).expanduser().read_bytes()
-    pair = (
-        Path(settings.tls_key).expanduser().read_bytes(),
-        Path(settings.tls_cert).expanduser().read_bytes(),
+    authority, key, cert = read_certificates(
+        settings.tls_client_ca, settings.tls_key, settings.tls_cert
     )
+    assert key is not None and cert is not None
     return grpc.ssl_server_credentials(
-        [pair], root_certificates=authority, require_client_auth=authority is not None
+        [(key, cert)], root_certificates=authority, require_client_auth=authority is not None
     )

@@ -13,15 +13,19 @@ class ServerSettings:
     Attributes:
         host: Address to listen on. Another one than this machine's own needs TLS, and keys or
             client certificates.
-        port: TCP port; 0 takes a free one, which is printed.
+        port: TCP port of gRPC; 0 takes a free one, which is printed.
+        http_port: TCP port of OpenAI's HTTP interface, on the same host; 0 takes a free one, None
+            has no HTTP.
         served_model_name: What the server calls its model; None takes the folder's name.
         api_key_file: File with a line NAME KEY for each caller, or NAME KEY admin for who may call
-            Control too. A key in DISTKV_API_KEY is an admin's. Without any key everybody is let in.
+            Control, /live and /metrics too. A key in DISTKV_API_KEY is an admin's. Without any key
+            everybody is let in.
         tls_cert: PEM file with the server's certificate chain; with tls_key the port speaks TLS.
         tls_key: PEM file with the key of the certificate.
         tls_client_ca: PEM file of the authority whose certificates clients must show.
         insecure_public: Listen on any address without TLS or without keys.
-        max_message_mib: Largest message in MiB; one of 4 holds about 1.4 million token ids.
+        max_message_mib: Largest message, or body of HTTP, in MiB; one of 4 holds about 1.4 million
+            token ids.
         max_num_requests: Requests under way at once, over all callers; more are refused.
         quota_requests: Requests under way at once of one caller; None for any number.
         quota_tokens: Prompt tokens of one caller that may wait for their first token; None for
@@ -32,11 +36,17 @@ class ServerSettings:
             its request is cancelled.
         keepalive_s: Seconds of silence after which a connection is probed; one that does not answer
             for as long is closed, and its requests end.
+        step_timeout_s: Seconds without a step's end after which health says NOT_SERVING, as long as
+            the engine does not answer; shapes are compiled before, at the start.
         drain_grace_s: Seconds that accepted requests have to finish when the server is stopped.
+        otlp_traces_endpoint: URL of an OpenTelemetry collector that is sent a trace of every
+            request by gRPC, such as http://localhost:4317; needs the extra otel.
+        profile_dir: Folder for traces of JAX's profiler, which admins may then ask for.
     """
 
     host: str = "127.0.0.1"
     port: int = 50051
+    http_port: int | None = 8000
     served_model_name: str | None = None
     api_key_file: str | None = None
     tls_cert: str | None = None
@@ -50,11 +60,18 @@ class ServerSettings:
     stream_interval_ms: float = 10.0
     max_unread_tokens: int = 4096
     keepalive_s: float = 30.0
+    step_timeout_s: float = 300.0
     drain_grace_s: float = 30.0
+    otlp_traces_endpoint: str | None = None
+    profile_dir: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must be within 0..65535")
+        if self.http_port is not None and not 0 <= self.http_port <= 65535:
+            raise ConfigError(f"http_port={self.http_port} must be within 0..65535 or None")
+        if self.port and self.http_port == self.port:
+            raise ConfigError(f"http_port={self.http_port} and port={self.port} must differ")
         if not 1 <= self.max_message_mib <= 1024:
             raise ConfigError(f"max_message_mib={self.max_message_mib} must be within 1..1024")
         for name in ("max_num_requests", "max_unread_tokens", "quota_requests", "quota_tokens"):
@@ -67,6 +84,10 @@ class ServerSettings:
             )
         if not 1 <= self.keepalive_s <= 86400:
             raise ConfigError(f"keepalive_s={self.keepalive_s} must be within 1..86400")
+        if not 0 < self.step_timeout_s <= 86400:
+            raise ConfigError(
+                f"step_timeout_s={self.step_timeout_s} must be above 0, at most 86400"
+            )
         if not 0 <= self.drain_grace_s <= 86400:
             raise ConfigError(f"drain_grace_s={self.drain_grace_s} must be within 0..86400")
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -1,7 +1,9 @@
 """One request on its way from the engine to its RPC: what it gave and nobody has taken yet."""
 
 import asyncio
-import contextlib
+import logging
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.request import Request
@@ -15,49 +17,83 @@ from distkv_jax.errors import (
 )
 from serve.observe.record import Record
 
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+LAST_READ_S = 30.0
+"""A client has so long to take what is left when its request has ended."""
+OVERDUE = "the deadline passed before the request ended"
+
 
 class Stream:
     """Keeps a request's updates until they are taken, all at once.
 
     So a slow reader gets few and large pieces, and never more than `max_unread` tokens are kept
-    for it. The event loop owns it.
+    for it. Whatever its RPC waits for meanwhile, be it a tokenizer, the engine or a client that
+    does not read, ends as soon as the request fails. The event loop owns it.
 
     Attributes:
-        request: What was asked; its name is the engine's.
+        name: The engine's name of the request.
         record: What happened to it so far.
         has_ended: Whether the engine is done with it.
     """
 
-    def __init__(self, request: Request, record: Record, *, max_unread: int | None) -> None:
+    def __init__(self, name: str, record: Record, *, max_unread: int | None) -> None:
         """Begin with nothing.
 
         Args:
-            request: What was asked.
+            name: The engine's name of the request.
             record: Kept up to date by whoever calls `add`.
             max_unread: Tokens kept at most; None keeps all, and wakes the reader only at the end.
         """
-        self.request = request
+        self.name = name
         self.record = record
         self.has_ended = False
+        self._request: Request | None = None
         self._max_unread = max_unread
         self._num_unread = 0
-        self._num_open = request.params.n
+        assert record.params is not None, name
+        self._num_open = record.params.n
         self._updates: list[Update] = []
         self._error: DistKVError | None = None
+        self._patience: asyncio.Timeout | None = None
+        self._was_taken = False
         self._news = asyncio.Event()
-        self._end = asyncio.Event()
+
+    @property
+    def request(self) -> Request:
+        """What was asked, once it is tokenised."""
+        assert self._request is not None, self.name
+        return self._request
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the engine was given the request."""
+        return self._request is not None
+
+    def begin(self, request: Request) -> None:
+        """Take updates of this request from now on."""
+        self._request = request
+
+    def is_of(self, request: Request) -> bool:
+        """Whether the request is this stream's: another one may have had its name before."""
+        return self._request is request
 
     def add(self, update: Update) -> None:
-        """Take in what a step gave; after an error nothing more is kept."""
+        """Take in what a step gave; after an error nothing more is kept.
+
+        Wakes the reader for the first token, for the end and for an error; else `wake` does.
+        """
         if update.finish_reason is not None:
             self._num_open -= 1
             self.has_ended = not self._num_open
-            if self.has_ended:
-                self._end.set()
         if self._error is not None:
             return
+        if self.has_ended and self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + LAST_READ_S)
         self._num_unread += len(update.token_ids)
-        if (error := error_of(update, has_begun=self.record.num_tokens > 0)) is not None:
+        if (error := error_of(update, self.record)) is not None:
             self.fail(error)
             return
         self._updates.append(update)
@@ -65,7 +101,12 @@ class Stream:
             self.fail(
                 SlowReader(f"{self._num_unread} tokens were not read, limit {self._max_unread}")
             )
-        elif self._max_unread is not None or self.has_ended:
+        elif self.has_ended or (self._max_unread is not None and not self._was_taken):
+            self._news.set()
+
+    def wake(self) -> None:
+        """Wake the reader if there is something to read."""
+        if self._updates:
             self._news.set()
 
     def fail(self, error: DistKVError) -> None:
@@ -73,44 +114,82 @@ class Stream:
         if self._error is None:
             self._error = error
             self._updates.clear()
+            if self._patience is not None and not self._patience.expired():
+                self._patience.reschedule(0.0)
         self._news.set()
-        self._end.set()
 
     @property
     def has_failed(self) -> bool:
         """Whether it ended with an error."""
         return self._error is not None
 
-    async def take(self, *, not_before: float = 0.0) -> list[Update]:
-        """Wait for updates and take them all.
+    async def prepare(self, work: Awaitable[T], deadline: float | None) -> T:
+        """Wait for what must be done before the engine has the request.
 
         Args:
-            not_before: Time of the event loop until which more are waited for, but at the end.
+            work: What to wait for; cancelled when the request ends.
+            deadline: `time.monotonic()`, the clock of event loops, or None.
+
+        Raises:
+            DistKVError: The request ended meanwhile.
+            DeadlineExceeded: Its deadline passed.
+        """
+        return await self._race(work, deadline, DeadlineExceeded(OVERDUE))
+
+    async def write(self, work: Awaitable[None]) -> None:
+        """Wait until the client's connection has taken a piece.
+
+        Raises:
+            DistKVError: The request ended meanwhile with an error.
+            SlowReader: It ended well, and what was left was not taken in time.
+        """
+        until = asyncio.get_running_loop().time() + LAST_READ_S if self.has_ended else None
+        error = SlowReader(f"the end was not read within {LAST_READ_S:g} s")
+        await self._race(work, until, error)
+
+    async def _race(self, work: Awaitable[T], until: float | None, late: DistKVError) -> T:
+        """Wait for something until a time of the loop, or until `fail`."""
+        patience = asyncio.timeout_at(until if self._error is None else 0.0)
+        try:
+            async with patience:
+                self._patience = patience
+                return await work
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            self._error = self._error or late
+            raise self._error from None
+        finally:
+            self._patience = None
+
+    async def take(self) -> list[Update]:
+        """Wait for updates and take them all.
 
         Raises:
             DistKVError: It ended before its time.
         """
         await self._news.wait()
-        if not_before > asyncio.get_running_loop().time() and not self._end.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(not_before):
-                    await self._end.wait()
         self._news.clear()
         if self._error is not None:
             raise self._error
+        self._was_taken = True
         taken, self._updates, self._num_unread = self._updates, [], 0
         return taken
 
 
-def error_of(update: Update, *, has_begun: bool) -> DistKVError | None:
-    """Tell what went wrong by a sample's finish reason; None for an end as it should be."""
+def error_of(update: Update, record: Record) -> DistKVError | None:
+    """Tell what went wrong by a sample's finish reason; None for an end as it should be.
+
+    What the engine says of its own trouble is for the log: it may name paths and addresses.
+    """
     match update.finish_reason:
         case None | "stop" | "length":
             return None
         case "cancelled":
             return RequestCancelled("the request was cancelled")
         case "deadline":
-            return DeadlineExceeded("the deadline passed before the request ended")
+            return DeadlineExceeded(OVERDUE)
         case _:
-            text = update.error or "the request failed"
-            return RequestLost(text) if has_begun else Unavailable(text)
+            logger.error("request %r failed: %s", update.request.request_id, update.error)
+            text = f"request {record.request_id!r} failed, the server's log says why"
+            return RequestLost(text) if record.num_tokens else Unavailable(text)

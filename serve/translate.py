@@ -2,7 +2,7 @@
 
 import contextlib
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,9 +14,16 @@ from distkv_jax.engine.outputs import (
     Update,
 )
 from distkv_jax.engine.request import Request
-from distkv_jax.engine.sampling_params import SamplingParams
+from distkv_jax.engine.sampling_params import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
 from distkv_jax.errors import RequestError
-from serve.errors import FieldError
+from serve.errors import FieldError, naming
 from serve.proto.distkv.v1 import inference_pb2 as pb
 
 MAX_REQUEST_ID_CHARS = 128
@@ -24,6 +31,14 @@ PRINTABLE = frozenset(string.printable) - frozenset(string.whitespace)
 
 NAMES = tuple(field.name for field in fields(SamplingParams))
 LISTS = ("stop", "stop_token_ids", "allowed_token_ids", "bad_words")
+MOST_ENTRIES = {
+    "stop": MAX_STOP_STRINGS,
+    "stop_token_ids": MAX_STOP_TOKEN_IDS,
+    "allowed_token_ids": MAX_ALLOWED_TOKEN_IDS,
+    "bad_words": MAX_BAD_WORDS,
+    "logit_bias": MAX_LOGIT_BIAS,
+}
+"""Counted before anything is copied out of a message."""
 SCALARS = tuple(name for name in NAMES if name not in (*LISTS, "logit_bias"))
 FIELD_PATHS = {name: f"sampling.{name}" for name in NAMES} | {
     "prompt": "prompt",
@@ -54,8 +69,8 @@ def request_id_of(message: pb.GenerateRequest | pb.AbortRequest) -> str:
     return name
 
 
-def prompt_of(message: pb.GenerateRequest) -> str | tuple[int, ...]:
-    """Read the prompt: text or token ids.
+def prompt_of(message: pb.GenerateRequest) -> str | Sequence[int]:
+    """Read the prompt: text or token ids, which stay in the message: there may be many.
 
     Raises:
         FieldError: There is none.
@@ -64,7 +79,7 @@ def prompt_of(message: pb.GenerateRequest) -> str | tuple[int, ...]:
         case "text":
             return message.text
         case "token_ids":
-            return tuple(message.token_ids.ids)
+            return message.token_ids.ids
         case _:
             raise FieldError("prompt is not set, must be text or token_ids", "prompt")
 
@@ -75,6 +90,9 @@ def sampling_of(message: pb.SamplingParams, defaults: SamplingParams) -> Samplin
     Raises:
         RequestError: A value is not allowed.
     """
+    for name, limit in MOST_ENTRIES.items():
+        if (count := len(getattr(message, name))) > limit:
+            raise FieldError(f"{name} has {count} entries, limit {limit}", FIELD_PATHS[name])
     given: dict[str, Any] = {
         name: getattr(message, name) for name in SCALARS if message.HasField(name)
     }
@@ -91,19 +109,9 @@ def sampling_of(message: pb.SamplingParams, defaults: SamplingParams) -> Samplin
     return replace(defaults, **given) if given else defaults
 
 
-@contextlib.contextmanager
-def naming_fields() -> Iterator[None]:
-    """Turn a `RequestError` into a `FieldError` where its text, as ours do, begins with a field.
-
-    Errors of a narrower class stay what they are.
-    """
-    try:
-        yield
-    except RequestError as error:
-        word = str(error).partition(" ")[0].partition("=")[0]
-        if type(error) is RequestError and word in FIELD_PATHS:
-            raise FieldError(str(error), FIELD_PATHS[word]) from error
-        raise
+def naming_fields() -> contextlib.AbstractContextManager[None]:
+    """Name the field of the message that a `RequestError` is about."""
+    return naming(FIELD_PATHS)
 
 
 def message_of_sampling(params: SamplingParams | Mapping[str, Any] | None) -> pb.SamplingParams:

@@ -12,6 +12,7 @@ LAYERS = [
     "distkv_jax.models",
     "distkv_jax.cache",
     "distkv_jax.engine",
+    "distkv_jax.world",
     "distkv_jax.llm",
     "serve",
     "distkv_jax.cli",

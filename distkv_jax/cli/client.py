@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
                 print_message(client.pool())
             case "load":
                 print_message(client.load())
+            case "profile":
+                print(client.profile(args.seconds))
             case "drain":
                 count = client.drain(args.grace_s)
                 print(f"{count} requests are being finished", file=sys.stderr)

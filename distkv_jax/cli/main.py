@@ -30,7 +30,7 @@ HINTS: tuple[tuple[type[BaseException], str], ...] = (
     (QueueFull, "raise --max-num-queued-reqs, or give fewer prompts at once"),
     (
         Unavailable,
-        "is the server running at --server? `distkv serve` starts one",
+        "is the server running at that address? `distkv serve` starts one",
     ),
     (Unauthenticated, "set DISTKV_API_KEY, or give --api-key-file"),
     (NotAllowed, "ask for a key marked admin, or use one"),

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import distkv_jax
 from distkv_jax.cli.arguments import Parser, add_fields
+from distkv_jax.cli.logs import LogSettings
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.sampling_params import SamplingParams
+from serve.bench.settings import BenchSettings
 from serve.client_settings import ClientSettings
+from serve.launch.settings import (
+    CloudTpuSettings,
+    KubernetesSettings,
+    LaunchSettings,
+    SlurmSettings,
+)
 from serve.settings import ServerSettings
+from serve.world.settings import WorldSettings
 
 MODEL_HELP = (
     "tiny, the model that ships with the package (the default); a folder in the layout of "
@@ -76,12 +85,55 @@ Then, from another terminal: distkv client stream "Once upon a time"
 SIGTERM or Ctrl-C lets accepted requests finish and stops; a second one stops at once. The exit
 code is 0 if nothing was lost.
 """
+LAUNCH_EXAMPLES = """\
+examples, on this machine:
+  distkv launch --hosts 2 tiny --mesh cpu-8 --block-size 16 --num-blocks 64
+  distkv launch --hosts 4 --dry-run tiny --mesh cpu-8
+  distkv launch --hosts 2 -- --mesh cpu-2 --num-blocks 32
+
+over the system's ssh, to hosts that have the same release and the model at the same path:
+  distkv launch --ssh gpu1,gpu2 --python .venv/bin/python ./llama-8b --mesh mesh.toml
+  distkv launch --ssh hosts.txt --folder ~/distkv --env NCCL_SOCKET_IFNAME=eth1 --dry-run -- tiny
+
+printed, to be read and then submitted, applied or run:
+  distkv launch --slurm --hosts 4 --gpus-per-node 8 ./llama-8b --mesh mesh.toml > job.sbatch
+  distkv launch --kubernetes lws --hosts 2 --image registry/distkv:1 --resource nvidia.com/gpu=8
+                                 /models/llama-8b --mesh /models/mesh.toml > distkv.yaml
+  distkv launch --cloud-tpu my-slice --hosts 4 --zone us-west4-a tiny --mesh v5e-16 > start.sh
+
+What follows the model is for `distkv serve`. Rank 0 serves, on the first host, and listens to other
+machines only where `distkv serve` is told so. Every line begins with the rank that said it.
+SIGTERM or Ctrl-C goes to rank 0, which drains, and the others end with it. When a process or its
+host dies all end, and the exit code says so. The secret by which the processes know each other is
+made anew each time; it goes through files and pipes that only their user reads, never through a
+command line. One page for each way: docs/operations/.
+"""
 CLIENT_EXAMPLES = """\
 examples:
   distkv client generate "It was a bright day" "In the beginning" --max-tokens 40 --temperature 0
   distkv client stream "Dear Sir," --seed 7 --stop "." --request-id letter-1
   distkv client abort letter-1
   distkv client pool --server gpu7:50051 --tls-ca ca.pem --api-key-file key.txt
+"""
+WATCH_EXAMPLES = """\
+examples:
+  distkv top
+  distkv top --server gpu7:50051 --tls-ca ca.pem --api-key-file key.txt --interval 0.5
+  distkv top --once > state.txt
+
+Shows what the server's own page at / shows: blocks by instance and request, debts, rates and
+latencies. Where there are API keys it needs an admin's. Ctrl-C leaves.
+"""
+BENCH_EXAMPLES = """\
+examples:
+  distkv bench serve --port 8000 --tokenizer ./llama-8b --num-prompts 100 --request-rate 4
+  distkv bench serve --backend grpc --random-input-len 128 --random-output-len 32 --ignore-eos
+  distkv bench serve --dataset-name mooncake --dataset-path trace.jsonl --time-scale 0.1
+  distkv bench serve --base-url http://gpu7:8000 --goodput ttft:500 tpot:50 --save-result
+
+The server may be any that speaks OpenAI's completions; names and definitions of the figures are
+those of `vllm bench serve`. A key is taken from DISTKV_API_KEY, else OPENAI_API_KEY. The exit code
+is 1 if a request failed. Ctrl-C prints what was measured so far.
 """
 CHAT_MAX_TOKENS = 256
 FIT_FIELDS = (
@@ -117,8 +169,15 @@ def build_parser() -> Parser:
     _add_chat(_command(commands, "chat", "[SETTINGS]", "talk to a model", CHAT_EXAMPLES))
     what = "serve a model by gRPC"
     _add_serve(_command(commands, "serve", "[MODEL] [SETTINGS]", what, SERVE_EXAMPLES))
+    what = "serve with several processes, on this machine or on several"
+    usage = "[--hosts N] [WAY] [--dry-run] [SETTINGS] [MODEL] [SERVE SETTINGS]"
+    _add_launch(_command(commands, "launch", usage, what, LAUNCH_EXAMPLES))
     what = "talk to a server"
     _add_client(_command(commands, "client", "ACTION [SETTINGS]", what, CLIENT_EXAMPLES))
+    what = "watch a server at work"
+    _add_top(_command(commands, "top", "[SETTINGS]", what, WATCH_EXAMPLES))
+    what = "measure a server under load"
+    _add_bench(_command(commands, "bench", "serve [SETTINGS]", what, BENCH_EXAMPLES))
     what = "say what fits on a mesh, before loading"
     _add_fit(_command(commands, "fit", "MODEL --mesh MESH [SETTINGS]", what, FIT_EXAMPLES))
     what = "write a checkpoint that restores onto any mesh"
@@ -187,7 +246,37 @@ def _add_serve(parser: Parser) -> None:
         "--quiet", action="store_true", help="no progress bars and no KV capacity on start"
     )
     add_fields(parser, "server", ServerSettings)
+    add_fields(parser, "log", LogSettings)
+    add_fields(parser, "several hosts", WorldSettings)
     _add_engine(parser, has_model=False)
+
+
+def _add_launch(parser: Parser) -> None:
+    parser.add_argument(
+        "--hosts", type=int, metavar="N", help="processes, each for a host; with --ssh not needed"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the commands, and start nothing; what is not on this machine or over ssh is "
+        "printed anyway",
+    )
+    group = parser.add_argument_group("ways", "without one of them all processes run here")
+    ways = group.add_mutually_exclusive_group()
+    what = "a file with a host in each line, or HOST,HOST,...; the first one leads"
+    ways.add_argument("--ssh", metavar="HOSTS", help=what)
+    ways.add_argument("--slurm", action="store_true", help="print a script for sbatch")
+    what = "print manifests: a LeaderWorkerSet, or an Indexed Job with its Services"
+    ways.add_argument("--kubernetes", choices=("lws", "job"), help=what)
+    what = "print a script of gcloud's for the hosts of a slice"
+    ways.add_argument("--cloud-tpu", metavar="SLICE", help=what)
+    add_fields(parser, "on other machines", LaunchSettings)
+    add_fields(parser, "slurm", SlurmSettings)
+    add_fields(parser, "kubernetes", KubernetesSettings)
+    add_fields(parser, "cloud TPU", CloudTpuSettings)
+    parser.add_argument(
+        "serve", nargs=argparse.REMAINDER, metavar="MODEL", help="as after `distkv serve`"
+    )
 
 
 def _add_client(parser: Parser) -> None:
@@ -214,6 +303,14 @@ def _add_client(parser: Parser) -> None:
     info = _command(actions, "info", "[SETTINGS]", "print what is served")
     pool = _command(actions, "pool", "[SETTINGS]", "print where every block is")
     load = _command(actions, "load", "[SETTINGS]", "print how busy the server is")
+    what = "have the server trace itself with JAX's profiler, and print the folder"
+    profile = _command(actions, "profile", "[SETTINGS]", what)
+    profile.add_argument(
+        "--seconds",
+        type=float,
+        metavar="X",
+        help="how long, 0.1 to 60 (default: the server's, 3); it needs a server with --profile-dir",
+    )
     drain = _command(actions, "drain", "[SETTINGS]", "stop the server when requests have ended")
     drain.add_argument(
         "--grace-s",
@@ -223,10 +320,54 @@ def _add_client(parser: Parser) -> None:
     )
     # Never the key itself: other users of the machine see command lines.
     shown = [field.name for field in dataclasses.fields(ClientSettings) if field.name != "api_key"]
-    for action in (generate, stream, abort, info, pool, load, drain):
+    for action in (generate, stream, abort, info, pool, load, profile, drain):
         add_fields(action, "connection", ClientSettings, only=shown)
     for action in (generate, stream):
         add_fields(action, "sampling", SamplingParams)
+
+
+def _add_top(parser: Parser) -> None:
+    parser.add_argument(
+        "--interval",
+        default=1.0,
+        type=float,
+        metavar="SECONDS",
+        help="time between two pictures, 0.1 to 60 (default: 1)",
+    )
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="print one picture and leave; the default where output is not a terminal",
+    )
+    shown = [field.name for field in dataclasses.fields(ClientSettings) if field.name != "api_key"]
+    add_fields(parser, "connection", ClientSettings, only=shown)
+
+
+def _add_bench(parser: Parser) -> None:
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", prog="distkv bench"
+    )
+    what = "send requests to a server, and print what its users would see"
+    serve = _command(actions, "serve", "[SETTINGS]", what, BENCH_EXAMPLES)
+    serve.add_argument("--quiet", action="store_true", help="no progress bar")
+    serve.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="NAME:MS",
+        help="limits of ttft, tpot or e2el in milliseconds within which a request counts as good",
+    )
+    serve.add_argument(
+        "--metadata",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="entries to add to the JSON, as the commit of the server",
+    )
+    add_fields(serve, "measurement", BenchSettings)
+    # Never the key itself: other users of the machine see command lines.
+    shown = ("api_key_file", "tls_ca", "tls", "tls_cert", "tls_key")
+    add_fields(serve, "connection", ClientSettings, only=shown)
 
 
 def _add_chat(parser: Parser) -> None:

@@ -12,6 +12,9 @@ from distkv_jax.llm import PoolView
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 MANY = "#"
 FREE = "."
+OTHERS = "\0others"
+"""Stands for requests without a letter; none has such a name."""
+OTHERS_STYLE = "black on white"
 # Neighbours in the list look different, also for most who see colours differently.
 COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red", "bright_cyan", "bright_yellow")
 FREE_STYLE = "dim"
@@ -62,10 +65,12 @@ def draw_pool(view: PoolView, request_ids: Sequence[str], width: int) -> Text:
 
     Args:
         view: Where blocks are.
-        request_ids: Requests in the order of their letters; others are not named.
+        request_ids: Requests in the order of their letters; the blocks of others share a mark.
         width: Columns of the terminal.
     """
     marks = {name: mark_of(position) for position, name in enumerate(request_ids)}
+    marks[OTHERS] = Mark(MANY, OTHERS_STYLE)
+    others = [blocks for name, blocks in view.placement.items() if name not in marks]
     names = [f"instance {index}" for index in range(len(view.usage))]
     tails = [
         f"{usage.held:,} of {usage.total:,}" + (f", {usage.lent:,} lent" if usage.lent else "")
@@ -75,6 +80,7 @@ def draw_pool(view: PoolView, request_ids: Sequence[str], width: int) -> Text:
     picture = Text()
     for index, usage in enumerate(view.usage):
         held = [(name, view.placement.get(name, {}).get(index, 0)) for name in request_ids]
+        held.append((OTHERS, sum(blocks.get(index, 0) for blocks in others)))
         picture.append(f"{names[index]:>{len(names[-1])}} |")
         for cell in cells_of(usage.total, held, room):
             letter, style = (

@@ -9,7 +9,9 @@ import sys
 
 import distkv_jax
 from distkv_jax.cli.arguments import given_fields
+from distkv_jax.cli.logs import LogSettings, configure_logs
 from distkv_jax.cli.open_llm import open_llm
+from distkv_jax.cli.world import Place, follow_leader, lead, world_settings
 from distkv_jax.llm import LLM
 from serve.server import Server, check_settings
 from serve.settings import ServerSettings
@@ -26,10 +28,16 @@ def run(args: argparse.Namespace) -> int:
         OSError: A file of keys or certificates cannot be read.
     """
     settings = ServerSettings(**given_fields(args, ServerSettings))
+    configure_logs(LogSettings(**given_fields(args, LogSettings)))
     # Before minutes of loading.
     check_settings(settings)
+    world = world_settings(args)
+    place = Place(args, world) if world.is_shared else None
+    if place is not None and world.rank:
+        return follow_leader(place)
     model = args.model if "model" in args else "tiny"
-    with open_llm(args) as llm:
+    opened = open_llm(args) if place is None else lead(place, show_progress=not args.quiet)
+    with opened as llm:
         is_clean = asyncio.run(serve(llm, settings, os.path.basename(os.path.normpath(model))))
     outcome = "nothing was lost" if is_clean else "requests were cut off"
     print(f"stopped, {outcome}", file=sys.stderr)
@@ -54,6 +62,9 @@ async def serve(llm: LLM, settings: ServerSettings, model_name: str) -> bool:
         f"by gRPC on {host}:{server.port} ({safety})",
         flush=True,
     )
+    if server.http_port is not None:
+        scheme = "https" if settings.has_tls else "http"
+        print(f"OpenAI's interface on {scheme}://{host}:{server.http_port}/v1", flush=True)
     return await server.wait()
 
 

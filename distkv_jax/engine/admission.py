@@ -70,6 +70,14 @@ class Admission:
         prompt, params = request.prompt_token_ids, request.params
         if not prompt:
             raise RequestError("prompt is empty, must have at least 1 token")
+        # First: what follows reads all of it.
+        if len(prompt) >= self.max_model_len:
+            raise PromptTooLong(
+                f"prompt has {len(prompt)} tokens, the model's limit is {self.max_model_len} "
+                "with at least 1 generated token",
+                given=len(prompt),
+                limit=self.max_model_len - 1,
+            )
         largest, smallest = max(prompt), min(prompt)
         if smallest < 0 or largest >= self._model.vocab_size:
             bad = smallest if smallest < 0 else largest
@@ -80,13 +88,6 @@ class Admission:
         if params.stop_strings:
             require_tokenizer(self._tokenizer)
         self._bad_words(params)
-        if len(prompt) >= self.max_model_len:
-            raise PromptTooLong(
-                f"prompt has {len(prompt)} tokens, the model's limit is {self.max_model_len} "
-                "with at least 1 generated token",
-                given=len(prompt),
-                limit=self.max_model_len - 1,
-            )
         return self._check_slots(request)
 
     def take_in(

@@ -12,6 +12,7 @@ from distkv_jax.cache.performance import StepModel
 from distkv_jax.cache.planner import Planner
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
+from distkv_jax.engine.commands import World
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.encode import Encoder
 from distkv_jax.engine.engine import Engine
@@ -26,17 +27,30 @@ from distkv_jax.engine.sampler_state import state_bytes
 from distkv_jax.engine.scheduler import Scheduler
 from distkv_jax.engine.shapes import shape_table
 from distkv_jax.engine.step_profile import find_profile
+from distkv_jax.errors import ConfigError
 from distkv_jax.mesh import INSTANCE, TENSOR
 from distkv_jax.models.checkpoint import LoadedModel
 
 
 def build_engine(
-    model: LoadedModel, mesh: Mesh, config: EngineConfig, progress: Progress | None = None
+    model: LoadedModel,
+    mesh: Mesh,
+    config: EngineConfig,
+    progress: Progress | None = None,
+    world: World | None = None,
 ) -> Engine:
     """Size the pools, compile the programs, and start with every block free.
 
+    Args:
+        model: On the mesh.
+        mesh: Of this process alone, or of the world's.
+        config: Sizes and policies.
+        progress: Told of each program that is compiled.
+        world: The other processes that have a part of the mesh; None where there are none.
+
     Raises:
         ConfigError: The settings and the memory do not go together.
+        WorldLost: One of the other processes is gone.
     """
     num_instances = mesh.shape[INSTANCE]
     num_blocks = config.num_blocks or size_pool(model, mesh, config)
@@ -47,7 +61,10 @@ def build_engine(
     )
     # Before anything compiles: it refuses a limit that the model does not have.
     admission = Admission(config, model.config, coordinator, model.tokenizer)
-    runner = make_runner(model, mesh, config, pool)
+    implementation = implementation_of(model, mesh, config, pool)
+    if world is not None:
+        world.begin(num_blocks, implementation)
+    runner = make_runner(model, mesh, config, pool, implementation, world)
     if config.warm_up:
         runner.warm_up(shapes.shapes, progress)
     placer = Placer(
@@ -92,7 +109,37 @@ def build_engine(
     )
 
 
-def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: PoolSpec) -> Runner:
+def follow_engine(
+    model: LoadedModel, mesh: Mesh, config: EngineConfig, num_blocks: int, implementation: str
+) -> Runner:
+    """Make the runner of a process that follows, as the leader made its own.
+
+    Raises:
+        ConfigError: What the leader chose cannot run here.
+    """
+    if config.num_blocks is None:
+        # As the leader did, in the same order: these may be programs of all processes.
+        room = size_pool(model, mesh, config)
+        if room < num_blocks:
+            raise ConfigError(f"num_blocks={num_blocks} at the leader, {room} fit here")
+    pool = spec_of(model, mesh, config, num_blocks)
+    own = implementation_of(model, mesh, config, pool)
+    if own != implementation:
+        raise ConfigError(f"micro_attention is {implementation!r} at the leader and {own!r} here")
+    runner = make_runner(model, mesh, config, pool, implementation)
+    if config.warm_up:
+        runner.compile(shape_table(config, mesh.shape[INSTANCE], num_blocks).shapes)
+    return runner
+
+
+def make_runner(
+    model: LoadedModel,
+    mesh: Mesh,
+    config: EngineConfig,
+    pool: PoolSpec,
+    implementation: str,
+    world: World | None = None,
+) -> Runner:
     """A runner with empty pools."""
     return Runner(
         mesh=mesh,
@@ -101,10 +148,14 @@ def make_runner(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: Pool
         params=model.params,
         pool=pool,
         num_slots=config.max_num_seqs,
-        implementation=implementation_for(
-            model.config, config, pool, mesh, weights=weight_dtype(model)
-        ),
+        implementation=implementation,
+        world=world,
     )
+
+
+def implementation_of(model: LoadedModel, mesh: Mesh, config: EngineConfig, pool: PoolSpec) -> str:
+    """Choose the MicroAttention implementation of a loaded model."""
+    return implementation_for(model.config, config, pool, mesh, weights=weight_dtype(model))
 
 
 def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
@@ -115,7 +166,9 @@ def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
     if limit is None:
         return max(1, CPU_POOL_BYTES // num_instances // one_block.block_bytes)
     largest = shape_table(config, num_instances, 1).shapes[-1]
-    runner = make_runner(model, mesh, config, one_block)
+    runner = make_runner(
+        model, mesh, config, one_block, implementation_of(model, mesh, config, one_block)
+    )
     leaves = jax.tree.leaves(model.params)
     return blocks_that_fit(
         MemoryUse(

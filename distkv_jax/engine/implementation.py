@@ -29,7 +29,7 @@ def implementation_for(
     tiles = {1: instances * largest.output_rows, engine.tile: instances * largest.prefill_tiles}
     return choose_implementation(
         engine.micro_attention,
-        device=mesh.devices.flat[0],
+        device=mesh.local_devices[0],
         calls=[
             attention_call(model, pool, weights, tile=tile, tiles=count, tensor=tensor)
             for tile, count in tiles.items()

@@ -35,13 +35,16 @@ class StepInputs(NamedTuple):
     state: SamplerState
 
 
-def step_options(config: ModelConfig, implementation: str | None) -> StepOptions:
+def step_options(
+    config: ModelConfig, implementation: str | None, *, gathers: bool = False
+) -> StepOptions:
     """What a model's steps are compiled for."""
     return StepOptions(
         scale=config.head_dim**-0.5,
         window=config.sliding_window,
         max_logprobs=min(MAX_LOGPROBS, config.vocab_size),
         implementation=implementation,
+        gathers=gathers,
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 from jaxtyping import Int
 
-from distkv_jax.errors import RequestError
+from distkv_jax.errors import PromptTooLong, RequestError
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
 
 Prompt = str | Sequence[int] | Int[np.ndarray, " tokens"] | Mapping[str, object]
@@ -30,11 +30,19 @@ def is_single(prompts: object) -> bool:
     return isinstance(prompts, Sequence) and bool(prompts) and _is_token(prompts[0])
 
 
-def parse_prompt(prompt: object, tokenizer: Tokenizer | None) -> Parsed:
+def parse_prompt(
+    prompt: object, tokenizer: Tokenizer | None, max_model_len: int | None = None
+) -> Parsed:
     """Turn a prompt into token ids.
+
+    Args:
+        prompt: In any form.
+        tokenizer: For text.
+        max_model_len: Positions the model has; text that needs more is not tokenised first.
 
     Raises:
         RequestError: It has none of the forms, is empty, or is text without a tokenizer.
+        PromptTooLong: It is so long a text that no tokens of it would fit.
     """
     if isinstance(prompt, Mapping):
         known = ("prompt", "prompt_token_ids")
@@ -47,11 +55,14 @@ def parse_prompt(prompt: object, tokenizer: Tokenizer | None) -> Parsed:
                 f"{key} is a {type(inner).__name__}, "
                 "expected text in prompt, token ids in prompt_token_ids"
             )
-        return parse_prompt(inner, tokenizer)
+        return parse_prompt(inner, tokenizer, max_model_len)
     if isinstance(prompt, str):
         if not prompt:
             raise RequestError("prompt is empty, must have at least 1 character")
-        return Parsed(prompt, tuple(require_tokenizer(tokenizer).encode(prompt)))
+        tokenizer = require_tokenizer(tokenizer)
+        if max_model_len is not None:
+            _check_length(prompt, tokenizer, max_model_len)
+        return Parsed(prompt, tuple(tokenizer.encode(prompt)))
     token_ids = _token_ids(prompt)
     if token_ids is None:
         raise RequestError(
@@ -61,6 +72,22 @@ def parse_prompt(prompt: object, tokenizer: Tokenizer | None) -> Parsed:
     if not token_ids:
         raise RequestError("prompt is empty, must have at least 1 token")
     return Parsed(None, token_ids)
+
+
+def _check_length(text: str, tokenizer: Tokenizer, max_model_len: int) -> None:
+    longest = tokenizer.max_token_bytes
+    # Counting the bytes of a short text would cost more than it saves.
+    if longest is None or 4 * len(text) <= longest * max_model_len:
+        return
+    size = len(text.encode("utf-8", "surrogatepass"))
+    at_least = -(-size // longest)
+    if at_least >= max_model_len:
+        raise PromptTooLong(
+            f"prompt has at least {at_least} tokens, the model's limit is {max_model_len} "
+            "with at least 1 generated token",
+            given=at_least,
+            limit=max_model_len - 1,
+        )
 
 
 def _token_ids(prompt: object) -> tuple[int, ...] | None:

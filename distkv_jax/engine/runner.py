@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,19 +12,28 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from distkv_jax.engine.commands import Command, FillSlot, Move, Reset, Step, World
 from distkv_jax.engine.encode import Encoded, no_load
-from distkv_jax.engine.moves import LANES, Copy, make_move, to_rounds
+from distkv_jax.engine.moves import LANES, Copy, Round, make_move, to_rounds
 from distkv_jax.engine.plan import empty_buffer
 from distkv_jax.engine.pool_spec import PoolSpec
 from distkv_jax.engine.program import StepInputs, lower_step, step_options
 from distkv_jax.engine.sampler import Sampled
-from distkv_jax.engine.sampler_state import SamplerState, SlotRow, empty_state, set_slot
+from distkv_jax.engine.sampler_state import (
+    SamplerState,
+    SlotRow,
+    empty_row,
+    empty_state,
+    set_slot,
+)
 from distkv_jax.engine.shapes import PlanShape
 from distkv_jax.engine.step import Pools
 from distkv_jax.errors import ConfigError, StepFailed
-from distkv_jax.mesh import INSTANCE, TENSOR, sharding
+from distkv_jax.mesh import INSTANCE, TENSOR, place, sharding, spans_processes
 from distkv_jax.models.config import ModelConfig
 from pallas_kernels.kv_pool import empty_pool
+
+XLA_STATUS = re.compile(r"[A-Z_]{4,}: ")
 
 Progress = Callable[[int, int, str], None]
 """Told how many programs are compiled, of how many, and the last one's name."""
@@ -35,6 +45,7 @@ class InFlight(NamedTuple):
     encoded: Encoded
     ids: jax.Array
     sampled: Sampled
+    number: int = 0
 
 
 class Runner:
@@ -42,6 +53,9 @@ class Runner:
 
     After a step that failed the pools and the state are lost: `reset` makes new ones. One thread
     owns a runner.
+
+    Where the mesh spans processes, each has a runner. The one with a `world` leads: whatever it
+    does on the devices it tells first, and the others `execute` the same in the same order.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class Runner:
         pool: PoolSpec,
         num_slots: int,
         implementation: str | None,
+        world: World | None = None,
     ) -> None:
         self.mesh = mesh
         self.pool = pool
@@ -63,7 +78,9 @@ class Runner:
         # As a list: flattening a State of modules at every call costs the host milliseconds.
         self._params, tree = jax.tree.flatten(params)
         self._to_params = functools.partial(jax.tree.unflatten, tree)
-        self._options = step_options(config, implementation)
+        self._options = step_options(config, implementation, gathers=spans_processes(mesh))
+        self._world = world
+        self._num_commands = 0
         self._programs: dict[PlanShape, jax.stages.Compiled] = {}
         shape, dtype = pool.shape(self.num_instances), pool.dtype
         self._make_pool = jax.jit(
@@ -85,20 +102,27 @@ class Runner:
         """Instances of the mesh."""
         return self.mesh.shape[INSTANCE]
 
-    def reset(self) -> None:
-        """Let pools and sampler state go; the next step makes new ones, never beside the old."""
-        for array in jax.tree.leaves((self._pools, self._state)):
-            array.delete()
-        self._is_lost = True
-
     def warm_up(self, shapes: Sequence[PlanShape], progress: Progress | None = None) -> None:
         """Compile and run every program once, so that nothing compiles while serving.
-
-        Tracing holds Python's lock, compiling does not: the programs compile in parallel.
 
         Args:
             shapes: Every shape that steps may have.
             progress: Told of each program that is compiled.
+        """
+        self.compile(shapes, progress)
+        if self._world is not None:
+            self._world.wait_ready()
+        for shape in shapes:
+            self.read(self.dispatch(self.idle_step(shape)))
+        if self.num_instances > 1:
+            self.move_nothing()
+        # Of a slot that does not exist.
+        self.set_slot(self.num_slots, empty_row(self.vocab_size))
+
+    def compile(self, shapes: Sequence[PlanShape], progress: Progress | None = None) -> None:
+        """Compile the programs of steps.
+
+        Tracing holds Python's lock, compiling does not: the programs compile in parallel.
         """
         with concurrent.futures.ThreadPoolExecutor(max_workers=4) as threads:
             jobs = {threads.submit(self._compile, shape): shape for shape in shapes}
@@ -106,29 +130,18 @@ class Runner:
                 job.result()
                 if progress is not None:
                     progress(done, len(jobs), str(jobs[job]))
-        for shape in shapes:
-            self.read(self.dispatch(self.idle_step(shape)))
-        if self.num_instances > 1:
-            self.move_nothing()
-        empty_row = SlotRow(*(np.asarray(leaf[0]) for leaf in self._state))
-        self.set_slot(self.num_slots, empty_row)
 
     def dispatch(self, encoded: Encoded) -> InFlight:
         """Start a step; returns before it has run.
 
         Raises:
             StepFailed: It could not be started; pools and state are lost.
+            WorldLost: A process that has a part of the mesh is gone; so do all that follow.
         """
-        with step_failures():
-            self._restore()
-            return self._dispatch(encoded)
-
-    def _dispatch(self, encoded: Encoded) -> InFlight:
-        program = self.program(encoded.shape)
-        buffer = jax.device_put(encoded.buffer, sharding(self.mesh, INSTANCE))
-        result = program(self._params, self._pools, self._state, buffer)
-        self._pools, self._state = result.pools, result.state
-        return InFlight(encoded, result.ids, result.sampled)
+        step = Step(self._next_number(), encoded.shape, encoded.buffer)
+        result = self._tell_and_execute(step)
+        assert result is not None
+        return InFlight(encoded, *result, step.number)
 
     def move(self, copies: Sequence[Copy]) -> None:
         """Copy blocks as if all at once, after the steps dispatched so far; returns before it ran.
@@ -143,19 +156,26 @@ class Runner:
             num_blocks=self.pool.num_blocks,
             lanes=LANES,
         )
-        with step_failures():
-            self._restore()
-            for one in rounds:
-                arrays = (jax.device_put(part, sharding(self.mesh, INSTANCE)) for part in one)
-                self._pools = self._move_program(self._pools, *arrays)
+        self._tell_and_execute(Move(self._next_number(), tuple(rounds)))
 
     def move_nothing(self) -> None:
         """Run the program of moves with nothing to move, to its end."""
         shape = (self.num_instances, self.num_instances, LANES)
         nothing = np.full(shape, self.pool.num_blocks, np.int32)
-        placed = jax.device_put(nothing, sharding(self.mesh, INSTANCE))
-        self._pools = self._move_program(self._pools, placed, placed)
+        self._tell_and_execute(Move(self._next_number(), (Round(nothing, nothing),)))
         jax.block_until_ready(self._pools)
+
+    def set_slot(self, slot: int, row: SlotRow) -> None:
+        """Fill a slot's tables before its sequence's first token is sampled.
+
+        Raises:
+            StepFailed: As `dispatch`.
+        """
+        self._tell_and_execute(FillSlot(self._next_number(), slot, row))
+
+    def reset(self) -> None:
+        """Let pools and sampler state go; the next step makes new ones, never beside the old."""
+        self._tell_and_execute(Reset(self._next_number()))
 
     def read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
         """Wait for a step.
@@ -170,23 +190,63 @@ class Runner:
             return self._read(step)
 
     def _read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
-        encoded = step.encoded
         ids = np.asarray(step.ids).reshape(self.num_instances, -1)
-        if not any(row.wants_logprobs for row in encoded.expected):
+        if self._world is not None:
+            self._world.read(step.number, ids)
+        if not any(row.wants_logprobs for row in step.encoded.expected):
             return ids, None
         parts = (np.asarray(leaf) for leaf in step.sampled)
         shaped = (part.reshape(self.num_instances, -1, *part.shape[1:]) for part in parts)
         return ids, Sampled(*shaped)
 
-    def set_slot(self, slot: int, row: SlotRow) -> None:
-        """Fill a slot's tables before its sequence's first token is sampled.
+    def execute(self, command: Command) -> tuple[jax.Array, Sampled] | None:
+        """Start a command of the runner that leads, or of this one; returns before it has run.
+
+        Returns:
+            What a step samples: token ids of all rows, and log-probabilities.
 
         Raises:
-            StepFailed: As `dispatch`.
+            StepFailed: It could not be started; pools and state are lost.
         """
         with step_failures():
-            self._restore()
-            self._state = self._fill_slot(self._state, np.int32(slot), row)
+            match command:
+                case Reset():
+                    for array in jax.tree.leaves((self._pools, self._state)):
+                        array.delete()
+                    self._is_lost = True
+                    return None
+                case Step():
+                    self._restore()
+                    return self._dispatch(command)
+                case Move():
+                    self._restore()
+                    for one in command.rounds:
+                        arrays = (place(part, sharding(self.mesh, INSTANCE)) for part in one)
+                        self._pools = self._move_program(self._pools, *arrays)
+                case FillSlot():
+                    self._restore()
+                    slot = np.int32(command.slot)
+                    self._state = self._fill_slot(self._state, slot, command.row)
+        return None
+
+    def _dispatch(self, step: Step) -> tuple[jax.Array, Sampled]:
+        program = self.program(step.shape)
+        buffer = place(step.buffer, sharding(self.mesh, INSTANCE))
+        result = program(self._params, self._pools, self._state, buffer)
+        self._pools, self._state = result.pools, result.state
+        return result.ids, result.sampled
+
+    def _next_number(self) -> int:
+        self._num_commands += 1
+        return self._num_commands
+
+    def _tell_and_execute(self, command: Command) -> tuple[jax.Array, Sampled] | None:
+        if self._world is not None:
+            self._world.publish(command)
+        result = self.execute(command)
+        if self._world is not None:
+            self._world.dispatched(command.number)
+        return result
 
     def program(self, shape: PlanShape) -> jax.stages.Compiled:
         """The compiled program of a shape, compiling it where that has not been done."""
@@ -232,4 +292,9 @@ def step_failures() -> Iterator[None]:
         yield
     # JAX's own, and the plain one it raises for arrays that a failed step took along.
     except RuntimeError as error:
+        raise StepFailed(str(error)) from error
+    except ValueError as error:
+        # What XLA's CPU client raises when a collective failed: its status, as ours never begin.
+        if XLA_STATUS.match(str(error)) is None:
+            raise
         raise StepFailed(str(error)) from error

@@ -70,6 +70,18 @@ def empty_state(slots: int, vocab: int) -> SamplerState:
     )
 
 
+def empty_row(vocab: int) -> SlotRow:
+    """Build what `empty_state` has in each slot, on the host."""
+    return SlotRow(
+        last_token=np.zeros((), np.int32),
+        recent=np.full(BAD_WORD_TOKENS - 1, NO_TOKEN, np.int32),
+        counts=np.zeros(vocab, np.int32),
+        flags=np.zeros(vocab, np.uint8),
+        bias=np.zeros(vocab, np.float32),
+        bad_words=np.full((BAD_WORD_FORMS, BAD_WORD_TOKENS), NO_TOKEN, np.int32),
+    )
+
+
 def state_bytes(slots: int, vocab: int) -> int:
     """Size the state: bytes on each device, about 9 for each slot and token of the vocabulary."""
     leaves = jax.eval_shape(lambda: empty_state(slots, vocab))

@@ -267,7 +267,12 @@ def _is_integer(value: object) -> TypeGuard[numbers.Integral]:
 
 
 def _is_finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _token_id(name: str, value: object) -> int:

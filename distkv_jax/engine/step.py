@@ -6,6 +6,7 @@ attention island.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ class StepResult(NamedTuple):
         pools: The pools with this step's K and V; replace those that went in.
         state: The sampler's state with this step's tokens; replaces the one that went in.
         ids: Sampled token of every output row of every instance, equal on all of them.
-        sampled: Log-probabilities of each instance's output rows.
+        sampled: Log-probabilities of each instance's output rows; under `StepOptions.gathers` of
+            every instance's, equal on all of them.
     """
 
     pools: Pools
@@ -53,12 +55,22 @@ class StepResult(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-    """What a step is compiled for besides its shapes."""
+    """What a step is compiled for besides its shapes.
+
+    Attributes:
+        scale: Of the attention's logits.
+        window: Of sliding attention, in tokens; None for none.
+        max_logprobs: Alternatives that the sampler reports for each row.
+        implementation: Of MicroAttention.
+        gathers: Every instance gives the log-probabilities of all: where instances are in several
+            processes, the one that leads can read only what is there too.
+    """
 
     scale: float
     window: int | None
     max_logprobs: int
     implementation: str | None
+    gathers: bool = False
 
 
 def make_step(
@@ -76,7 +88,9 @@ def make_step(
         functools.partial(instance_step, graphdef, to_params, shape, options),
         mesh=mesh,
         in_specs=(P(), P("instance"), P(), P("instance")),
-        out_specs=StepResult._make((P("instance"), P(), P(), P("instance"))),
+        out_specs=StepResult._make(
+            (P("instance"), P(), P(), P() if options.gathers else P("instance"))
+        ),
         axis_names={"instance"},
         check_vma=False,
     )
@@ -110,10 +124,31 @@ def instance_step(
         logits = lax.with_sharding_constraint(model.logits(x), P(None, None))
         sampled = sample(logits, state, row_params(plan), max_logprobs=options.max_logprobs)
     with jax.named_scope("feed_back"):
-        everyone = lax.all_gather(jnp.stack([plan.slot, sampled.ids]), "instance")
-        slot, ids = everyone.swapaxes(0, 1).reshape(2, -1)
+        if options.gathers:
+            slot, sampled = gather_rows(plan.slot, sampled)
+            ids = jnp.asarray(sampled.ids)
+        else:
+            everyone = lax.all_gather(jnp.stack([plan.slot, sampled.ids]), "instance")
+            slot, ids = everyone.swapaxes(0, 1).reshape(2, -1)
         state = commit(state, slot, ids)
     return StepResult(tuple(new_pools), state, ids, sampled)
+
+
+def gather_rows(
+    slot: Int[Array, " rows"], sampled: Sampled
+) -> tuple[Int[Array, " all_rows"], Sampled]:
+    """Bring all instances' output rows to all of them, in one collective: all are of four bytes."""
+    parts = (slot, *sampled)
+    columns = [part.reshape(len(slot), -1) for part in parts]
+    bits = [lax.bitcast_convert_type(column, jnp.int32) for column in columns]
+    everyone = lax.all_gather(jnp.concatenate(bits, axis=1), "instance", tiled=True)
+    ends = itertools.accumulate(column.shape[1] for column in columns)
+    split = jnp.split(everyone, list(ends)[:-1], axis=1)
+    slot, *rest = (
+        lax.bitcast_convert_type(column, part.dtype).reshape(-1, *part.shape[1:])
+        for column, part in zip(split, parts, strict=True)
+    )
+    return slot, Sampled(*rest)
 
 
 # Inlined: a function that several layers call crashes the TPU's partitioner (libtpu 0.0.42) where

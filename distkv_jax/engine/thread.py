@@ -54,7 +54,8 @@ class EngineThread:
     """Runs an engine; others talk to it through one queue each way, one hand-over a step.
 
     Every accepted request's sink hears a finish reason for each of its samples exactly once, also
-    when the engine stops or fails; a sink that raises hears nothing more.
+    when the engine stops or fails, or is `abandon`ed by somebody who knows that its thread waits
+    for devices that will not answer; a sink that raises hears nothing more.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -63,8 +64,11 @@ class EngineThread:
         self._open: dict[str, Open] = {}
         # A finalizer may run on a thread that holds it.
         self._lock = threading.RLock()
+        # Held while sinks are called, never while devices are waited for.
+        self._delivery = threading.RLock()
         self._stopped: str | None = None
         self._failure: BaseException | None = None
+        self._is_abandoned = False
         self._thread = threading.Thread(target=self._run, name="distkv-engine", daemon=True)
         self._thread.start()
 
@@ -113,6 +117,18 @@ class EngineThread:
         self._send(Call(read, result))
         return result
 
+    def abandon(self, error: DistKVError) -> None:
+        """End everything with an error at once, from any thread but the engine's.
+
+        The engine's thread is not waited for, now or by `close`: it may never come back.
+        """
+        with self._delivery:
+            if self._failure is not None:
+                return
+            self._is_abandoned = True
+            self._stop(error)
+        self._refuse_rest()
+
     def close(self) -> None:
         """Cancel what is left, stop the thread, and check that nothing leaked.
 
@@ -124,7 +140,7 @@ class EngineThread:
                 self._stopped = "it was closed"
                 self._inbox.put(None)
         # The garbage collector may run a finalizer on any thread, this one too.
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self._thread and not self._is_abandoned:
             self._thread.join()
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -149,7 +165,9 @@ class EngineThread:
                     self._deliver(self._engine.step())
             self._deliver(self._engine.close())
         except BaseException as error:
-            self._stop(error)
+            with self._delivery:
+                if not self._is_abandoned:
+                    self._stop(error)
         finally:
             self._refuse_rest()
 
@@ -190,33 +208,38 @@ class EngineThread:
             accepted.set_exception(error)
             raise
         else:
-            for request in requests:
-                samples = set(range(request.params.n))
-                self._open[request.request_id] = Open(request, sink, samples)
+            with self._delivery:
+                if self._is_abandoned:
+                    accepted.set_exception(EngineStopped(self._refusal))
+                    return
+                for request in requests:
+                    samples = set(range(request.params.n))
+                    self._open[request.request_id] = Open(request, sink, samples)
             accepted.set_result(None)
 
     def _deliver(self, updates: Iterable[Update]) -> None:
         """Hand a step's updates over, all of one sink together."""
-        groups: dict[Sink, list[Update]] = {}
-        for update in updates:
-            request_id = update.request.request_id
-            one = self._open.get(request_id)
-            if one is None:
-                continue
-            groups.setdefault(one.sink, []).append(update)
-            if update.finish_reason is not None:
-                one.samples.remove(update.index)
-                if not one.samples:
-                    del self._open[request_id]
-        for sink, group in groups.items():
-            try:
-                sink(group)
-            except Exception:
-                # One caller's fault must not reach the others: it hears nothing more.
-                logger.exception("a sink failed, its requests are cancelled")
-                self._abandon(sink)
+        with self._delivery:
+            groups: dict[Sink, list[Update]] = {}
+            for update in updates:
+                request_id = update.request.request_id
+                one = self._open.get(request_id)
+                if one is None:
+                    continue
+                groups.setdefault(one.sink, []).append(update)
+                if update.finish_reason is not None:
+                    one.samples.remove(update.index)
+                    if not one.samples:
+                        del self._open[request_id]
+            for sink, group in groups.items():
+                try:
+                    sink(group)
+                except Exception:
+                    # One caller's fault must not reach the others: it hears nothing more.
+                    logger.exception("a sink failed, its requests are cancelled")
+                    self._forget(sink)
 
-    def _abandon(self, sink: Sink) -> None:
+    def _forget(self, sink: Sink) -> None:
         """Cancel what a broken sink still waits for, and tell nobody."""
         for request_id in [name for name, one in self._open.items() if one.sink == sink]:
             self._open.pop(request_id)

@@ -1,5 +1,6 @@
 """Text to token ids and back, as a checkpoint's tokenizer files say."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,10 +10,14 @@ from distkv_jax.errors import ConfigError, RequestError
 from distkv_jax.models.chat_template import TEMPLATE, ChatTemplate, read_template
 from distkv_jax.models.detokenizer import Detokenizer
 from distkv_jax.models.json_file import read_json
+from distkv_jax.models.token_bytes import max_token_bytes
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+SHORT_TEXT = 1024
+"""Characters up to which handing a text to the library's threads costs more than it saves."""
 
 
 class Tokenizer:
@@ -24,6 +29,7 @@ class Tokenizer:
         bos_id: Token that starts a text, or None.
         eos_id: Token that ends a text, or None.
         special_ids: Tokens that are not text, left out by `skip_special_tokens`.
+        max_token_bytes: Most bytes of a text that become one token; None where nobody can tell.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class Tokenizer:
         self.eos_id = self._id_of(special.get("eos_token"))
         added = inner.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self.max_token_bytes = max_token_bytes(json.loads(inner.to_str()))
         self._template = None if template is None else ChatTemplate(template, special)
 
     @classmethod
@@ -84,7 +91,11 @@ class Tokenizer:
                 first token; a rendered chat has them already. As in transformers 5, the
                 `add_bos_token` of `tokenizer_config.json` does not overrule it.
         """
-        return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) <= SHORT_TEXT:
+            return self._inner.encode(text, add_special_tokens=add_special_tokens).ids
+        # Unlike `encode`, it lets other threads run meanwhile, and it does not count offsets.
+        (encoding,) = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Turn token ids into text; bytes that are no text become replacement signs."""

@@ -9,15 +9,10 @@ from typing import Any
 import grpc
 
 from distkv_jax.engine.outputs import RequestOutput, snapshot
-from serve.client.blocking_client import Sampling, heard_of, new_result
-from serve.client.retries import Retries
+from serve.client.blocking_client import Sampling, new_result
+from serve.client.connection import connect, heard_of
 from serve.client_settings import ClientSettings
-from serve.proto.distkv.v1 import (
-    control_pb2,
-    control_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-)
+from serve.proto.distkv.v1 import control_pb2, inference_pb2
 from serve.translate import add_response, message_of_request
 
 
@@ -38,16 +33,10 @@ class AsyncClient:
             ConfigError: A setting cannot be.
             OSError: A file cannot be read.
         """
-        self._settings = ClientSettings(server=server, **settings)
-        self._metadata = self._settings.metadata()
-        options = self._settings.options()
-        if self._settings.has_tls:
-            trust = grpc.ssl_channel_credentials(*self._settings.certificates())
-            self._channel = grpc.aio.secure_channel(server, trust, options)
-        else:
-            self._channel = grpc.aio.insecure_channel(server, options)
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._control = control_pb2_grpc.ControlStub(self._channel)
+        self._connection = connect(grpc.aio, ClientSettings(server=server, **settings))
+        self._inference = self._connection.inference
+        self._control = self._connection.control
+        self._metadata = self._connection.metadata
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -62,7 +51,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; calls under way end with an error."""
-        await self._channel.close()
+        await self._connection.channel.close()
 
     async def generate(
         self,
@@ -103,7 +92,7 @@ class AsyncClient:
         message: inference_pb2.GenerateRequest,
         timeout_s: float | None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        output, retries, has_begun = new_result(prompt), self._retries(timeout_s), False
+        output, retries, has_begun = new_result(prompt), self._connection.retries(timeout_s), False
         while True:
             call = self._inference.GenerateStream(
                 message, timeout=retries.time_left(), metadata=self._metadata
@@ -135,19 +124,38 @@ class AsyncClient:
         """Ask where every block is, and who owes whom; an admin's call."""
         return await self._call(self._control.GetPool, control_pb2.GetPoolRequest())
 
+    async def watch(
+        self, interval_s: float | None = None
+    ) -> AsyncGenerator[control_pb2.Snapshot, None]:
+        """Watch the server; as `Client.watch`."""
+        message = control_pb2.WatchRequest(interval_s=interval_s)
+        retries, has_begun = self._connection.retries(None), False
+        while True:
+            call = self._control.Watch(message, metadata=self._metadata)
+            try:
+                async for snapshot in call:
+                    has_begun = True
+                    yield snapshot
+                return
+            except grpc.RpcError as error:
+                await asyncio.sleep(retries.wait_before_next(heard_of(error), has_begun=has_begun))
+            finally:
+                call.cancel()
+
+    async def profile(self, duration_s: float | None = None) -> str:
+        """Have the server trace itself; as `Client.profile`."""
+        message = control_pb2.ProfileRequest(duration_s=duration_s)
+        return (await self._call(self._control.Profile, message)).folder
+
     async def drain(self, grace_s: float | None = None) -> int:
         """Stop the server; as `Client.drain`."""
         message = control_pb2.DrainRequest(grace_s=grace_s)
         return (await self._call(self._control.Drain, message)).num_requests
 
-    def _retries(self, timeout_s: float | None) -> Retries:
-        timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
-        return Retries(self._settings.max_retries, timeout_s)
-
     async def _call(
         self, rpc: Callable[..., Any], message: object, timeout_s: float | None = None
     ) -> Any:
-        retries = self._retries(timeout_s)
+        retries = self._connection.retries(timeout_s)
         while True:
             try:
                 return await rpc(message, timeout=retries.time_left(), metadata=self._metadata)

@@ -9,15 +9,9 @@ import grpc
 
 from distkv_jax.engine.outputs import RequestMetrics, RequestOutput, snapshot
 from distkv_jax.engine.sampling_params import SamplingParams
-from serve.client.retries import Retries
+from serve.client.connection import connect, heard_of
 from serve.client_settings import ClientSettings
-from serve.errors import Heard, hear
-from serve.proto.distkv.v1 import (
-    control_pb2,
-    control_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-)
+from serve.proto.distkv.v1 import control_pb2, inference_pb2
 from serve.translate import add_response, message_of_request
 
 T = TypeVar("T")
@@ -43,16 +37,10 @@ class Client:
             ConfigError: A setting cannot be.
             OSError: A file cannot be read.
         """
-        self._settings = ClientSettings(server=server, **settings)
-        self._metadata = self._settings.metadata()
-        options = self._settings.options()
-        if self._settings.has_tls:
-            trust = grpc.ssl_channel_credentials(*self._settings.certificates())
-            self._channel = grpc.secure_channel(server, trust, options)
-        else:
-            self._channel = grpc.insecure_channel(server, options)
-        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
-        self._control = control_pb2_grpc.ControlStub(self._channel)
+        self._connection = connect(grpc, ClientSettings(server=server, **settings))
+        self._inference = self._connection.inference
+        self._control = self._connection.control
+        self._metadata = self._connection.metadata
 
     def __enter__(self) -> "Client":
         return self
@@ -67,7 +55,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls under way end with an error."""
-        self._channel.close()
+        self._connection.channel.close()
 
     def generate(
         self,
@@ -124,7 +112,7 @@ class Client:
         message: inference_pb2.GenerateRequest,
         timeout_s: float | None,
     ) -> Generator[RequestOutput, None, None]:
-        output, retries, has_begun = new_result(prompt), self._retries(timeout_s), False
+        output, retries, has_begun = new_result(prompt), self._connection.retries(timeout_s), False
         while True:
             call = self._inference.GenerateStream(
                 message, timeout=retries.time_left(), metadata=self._metadata
@@ -161,6 +149,40 @@ class Client:
         """Ask where every block is, and who owes whom; an admin's call."""
         return self._call(self._control.GetPool, control_pb2.GetPoolRequest())
 
+    def watch(self, interval_s: float | None = None) -> Generator[control_pb2.Snapshot, None, None]:
+        """Watch the server: a picture at once and after every interval; an admin's call.
+
+        Closing the iterator ends it. A server that stops ends it with `Unavailable`.
+
+        Args:
+            interval_s: Seconds between two, 0.1 to 60; None for the server's default, 1.
+        """
+        message = control_pb2.WatchRequest(interval_s=interval_s)
+        retries, has_begun = self._connection.retries(None), False
+        while True:
+            call = self._control.Watch(message, metadata=self._metadata)
+            try:
+                for snapshot in call:
+                    has_begun = True
+                    yield snapshot
+                return
+            except grpc.RpcError as error:
+                time.sleep(retries.wait_before_next(heard_of(error), has_begun=has_begun))
+            finally:
+                call.cancel()
+
+    def profile(self, duration_s: float | None = None) -> str:
+        """Have the server trace itself with JAX's profiler; an admin's call.
+
+        Args:
+            duration_s: Seconds, 0.1 to 60; None for the server's default, 3.
+
+        Returns:
+            The folder on the server's machine that has the trace.
+        """
+        message = control_pb2.ProfileRequest(duration_s=duration_s)
+        return self._call(self._control.Profile, message).folder
+
     def drain(self, grace_s: float | None = None) -> int:
         """Stop the server when accepted requests have ended; an admin's call.
 
@@ -173,12 +195,8 @@ class Client:
         message = control_pb2.DrainRequest(grace_s=grace_s)
         return self._call(self._control.Drain, message).num_requests
 
-    def _retries(self, timeout_s: float | None) -> Retries:
-        timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
-        return Retries(self._settings.max_retries, timeout_s)
-
     def _call(self, rpc: Callable[..., T], message: object, timeout_s: float | None = None) -> T:
-        retries = self._retries(timeout_s)
+        retries = self._connection.retries(timeout_s)
         while True:
             try:
                 return rpc(message, timeout=retries.time_left(), metadata=self._metadata)
@@ -198,8 +216,3 @@ def new_result(prompt: str | Sequence[int]) -> RequestOutput:
         finished=False,
         metrics=RequestMetrics(arrival_time=time.monotonic()),
     )
-
-
-def heard_of(error: Any) -> Heard:
-    """Understand a failed call, of either kind of client."""
-    return hear(error.code(), error.details() or "", error.trailing_metadata() or ())

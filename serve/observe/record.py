@@ -18,9 +18,10 @@ class Record:
         request_id: As its caller named it, or as it was named.
         caller: Name behind the API key; empty where the server has no keys.
         operation: What was called, such as `grpc.GenerateStream` or `http.chat_completions`.
-        params: How it is sampled.
+        params: How it is sampled; None where it could not be read.
         carrier: Headers by which a trace goes on, such as `traceparent`.
-        arrival: It came.
+        deadline: By when its caller wants it; None for no hurry.
+        arrival: It came, before anything of it was read.
         arrival_ns: The same in nanoseconds since 1970, for traces and logs.
         num_prompt_tokens: 0 until it was tokenised.
         num_tokens: Given so far, by all samples.
@@ -37,10 +38,11 @@ class Record:
     request_id: str
     caller: str
     operation: str
-    params: SamplingParams
+    params: SamplingParams | None
     carrier: Mapping[str, str]
+    deadline: float | None = None
     arrival: float = dataclasses.field(default_factory=time.monotonic)
-    arrival_ns: int = dataclasses.field(default_factory=time.time_ns)
+    arrival_ns: int = dataclasses.field(init=False)
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     num_cached_tokens: int = 0
@@ -52,6 +54,9 @@ class Record:
     finish_reasons: list[str] = dataclasses.field(default_factory=list)
     error: BaseException | None = None
     _last: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.arrival_ns = time.time_ns() - int((time.monotonic() - self.arrival) * 1e9)
 
     def hear(self, update: Update, now: float) -> float | None:
         """Take in what a step gave.
@@ -66,7 +71,7 @@ class Record:
             self.scheduled = update.scheduled
         if update.finish_reason is not None:
             self.finish_reasons.append(update.finish_reason)
-            if len(self.finish_reasons) == self.params.n:
+            if self.params is not None and len(self.finish_reasons) == self.params.n:
                 self.end = now
         if not update.token_ids:
             return None

@@ -10,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDER = "serve/proto/distkv/v1"
 FILES = (f"{FOLDER}/control.proto", f"{FOLDER}/inference.proto")
+INTERNAL_FOLDER = "serve/proto/distkv/internal/v1"
+INTERNAL_FILES = (f"{INTERNAL_FOLDER}/world.proto",)
 RELEASED = ROOT / "serve/proto/distkv_v1.binpb"
 
 
@@ -19,23 +21,24 @@ def make(target: Path) -> None:
     Raises:
         SystemExit: The compiler refuses a file.
     """
-    _compile(f"--python_out={target}", f"--pyi_out={target}", f"--grpc_python_out={target}")
+    outputs = (f"--python_out={target}", f"--pyi_out={target}", f"--grpc_python_out={target}")
+    _compile(FILES + INTERNAL_FILES, *outputs)
 
 
 def make_descriptors(target: Path) -> None:
-    """Write the descriptors of all files, without comments, to a file.
+    """Write the descriptors of the files for clients, without comments, to a file.
 
     Raises:
         SystemExit: The compiler refuses a file.
     """
-    _compile(f"--descriptor_set_out={target}", "--include_imports")
+    _compile(FILES, f"--descriptor_set_out={target}", "--include_imports")
 
 
-def _compile(*outputs: str) -> None:
+def _compile(files: tuple[str, ...], *outputs: str) -> None:
     # An extra, for who changes the API.
     from grpc_tools import protoc
 
-    if protoc.main(["protoc", f"-I{ROOT}", *outputs, *(str(ROOT / file) for file in FILES)]):
+    if protoc.main(["protoc", f"-I{ROOT}", *outputs, *(str(ROOT / file) for file in files)]):
         raise SystemExit("protoc failed")
 
 

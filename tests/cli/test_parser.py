@@ -10,7 +10,7 @@ import pytest
 from distkv_jax.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("generate", "chat", "serve", "client", "fit", "convert", "meshes")
+COMMANDS = ("generate", "chat", "serve", "launch", "client", "bench", "fit", "convert", "meshes")
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -58,6 +58,12 @@ def before(runner: Runner, call: Callable[[], Any]) -> Any:
     raise JaxRuntimeError("INTERNAL: a device burnt down")
 
 
+def in_a_collective(runner: Runner, call: Callable[[], Any]) -> Any:
+    """What XLA's CPU client raises when a process has gone."""
+    delete_buffers(runner)
+    raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+
 def after(runner: Runner, call: Callable[[], Any]) -> Any:
     call()
     raise JaxRuntimeError("INTERNAL: a device burnt down")
@@ -123,6 +129,7 @@ def check_equal(
         ("_dispatch", silently),
         ("_read", before),
         ("_read", with_the_pools),
+        ("_read", in_a_collective),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

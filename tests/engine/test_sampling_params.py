@@ -90,6 +90,8 @@ def test_names_and_defaults_are_vllms():
         ({"logit_bias": [1]}, "logit_bias=[1] must map token ids to numbers"),
         ({"logit_bias": {"1": 0.0}}, "logit_bias has '1', must be integers of at least 0"),
         ({"logit_bias": {1: 101}}, "logit_bias of token 1 is 101, must be within [-100, 100]"),
+        ({"logit_bias": {1: 10**400}}, "logit_bias of token 1 is 1000"),
+        ({"temperature": 10**400}, "temperature=1000"),
         ({"logit_bias": {1: -math.inf}}, "logit_bias of token 1 is -inf, must be within [-100"),
         ({"logit_bias": dict.fromkeys(range(1025), 0)}, "logit_bias has 1025 entries, limit 1024"),
         ({"allowed_token_ids": []}, "allowed_token_ids is empty, must have at least 1 entry"),

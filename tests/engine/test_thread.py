@@ -15,7 +15,7 @@ from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.thread import EngineThread
-from distkv_jax.errors import EngineStopped, InvariantError, QueueFull, RequestError
+from distkv_jax.errors import EngineStopped, InvariantError, QueueFull, RequestError, WorldLost
 from tests.engine.fakes import make_request
 
 TIMEOUT_S = 20
@@ -355,3 +355,37 @@ def test_close_on_the_engines_own_thread_does_not_wait_for_itself(
 
     with pytest.raises(EngineStopped, match="it was closed"):
         thread.call(str)
+
+
+def test_an_abandoned_engine_ends_requests_while_its_thread_waits_for_devices(
+    engine: ScriptedEngine,
+) -> None:
+    thread, request, late = EngineThread(engine), make_request(n=2), make_request(name="late")
+    heard = Heard()
+    engine.gate.clear()
+    thread.submit([request], heard)
+    assert engine.is_in_step.wait(TIMEOUT_S)
+    waiting = thread.submit_soon([late], heard)
+
+    within_time(lambda: thread.abandon(WorldLost("rank 1 has gone")))
+
+    name = request.request_id
+    assert heard.ends() == [(name, 0, "error"), (name, 1, "error")]
+    with pytest.raises(EngineStopped, match="rank 1 has gone"):
+        waiting.result(TIMEOUT_S)
+    with pytest.raises(EngineStopped, match="rank 1 has gone"):
+        thread.submit([late], heard)
+    # It waits for nobody, and what the engine says when it comes back reaches nobody.
+    assert isinstance(within_time(lambda: raised(thread.close)), WorldLost)
+    engine.script.put(end_of(request))
+    engine.gate.set()
+    thread._thread.join(0.5)
+    assert heard.ends() == []
+
+
+def raised(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.request import Request
+from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.llm import LLM
 from serve.client import Client
 from serve.observe.record import Record
@@ -21,6 +22,7 @@ from serve.proto.distkv.v1 import control_pb2_grpc, inference_pb2_grpc
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from serve.server import Server
 from serve.settings import ServerSettings
+from serve.stream import Stream
 
 T = TypeVar("T")
 TIMEOUT_S = 30
@@ -88,7 +90,8 @@ class Running:
 @contextlib.contextmanager
 def running(loop: Loop, llm: LLM, **settings: Any) -> Iterator[Running]:
     """Run one more server over an engine."""
-    service = Running(loop, llm, ServerSettings(port=0, **settings))
+    # Only tests of HTTP have HTTP.
+    service = Running(loop, llm, ServerSettings(**{"port": 0, "http_port": None} | settings))
     try:
         yield service
     finally:
@@ -150,6 +153,15 @@ def record_of(request: Request) -> Record:
         params=request.params,
         carrier={},
     )
+
+
+def a_stream(max_unread: int | None, n: int = 1) -> Stream:
+    """A stream that no dispatcher opened."""
+    params = SamplingParams(n=n)
+    request = Request(request_id="r", prompt_token_ids=(1,), params=params)
+    stream = Stream("r", record_of(request), max_unread=max_unread)
+    stream.begin(request)
+    return stream
 
 
 class Failure(NamedTuple):

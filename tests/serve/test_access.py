@@ -218,7 +218,7 @@ def test_a_server_checks_its_exposure(loop: Loop, shared: Running) -> None:
 
 def test_a_port_in_use_is_told(loop: Loop, shared: Running) -> None:
     async def start() -> None:
-        settings = ServerSettings(port=shared.server.port)
+        settings = ServerSettings(port=shared.server.port, http_port=None)
         await Server(shared.llm, settings, model_name="x").start()
 
     with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{shared.server.port}"):

@@ -89,4 +89,4 @@ def test_what_is_wrong_is_one_line_and_a_hint(
 
 def test_no_server_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["client", "info", "--server", "127.0.0.1:1", "--max-retries", "0"]) == 2
-    assert "hint: is the server running at --server?" in capsys.readouterr().err
+    assert "hint: is the server running at that address?" in capsys.readouterr().err

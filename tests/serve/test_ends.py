@@ -5,16 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import pytest
 
-from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.outputs import Update
-from distkv_jax.engine.request import Request
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.errors import (
     DeadlineExceeded,
@@ -29,13 +26,14 @@ from serve.dispatch import Ask
 from serve.keys import ANYBODY
 from serve.proto.distkv.v1 import inference_pb2_grpc
 from serve.stream import Stream, error_of
+from tests.serve.cancels import Cancels, watched_cancels
 from tests.serve.running import (
     Loop,
     Running,
+    a_stream,
     failure_of,
     in_background,
     paused,
-    record_of,
     request_of,
     running,
     wait_until,
@@ -45,45 +43,10 @@ ROOT = Path(__file__).parents[2]
 ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True}
 
 
-class Moment(NamedTuple):
-    """An engine around a cancel."""
-
-    num_steps: int
-    num_held: int
-
-
-def moment_of(engine: Engine) -> Moment:
-    held = sum(one.held for one in engine.coordinator.usage())
-    return Moment(engine.stats.num_steps, held)
-
-
-class Cancels:
-    """What the engine looked like when it heard of each cancel, and just after."""
-
-    def __init__(self) -> None:
-        self.before: list[Future[Moment]] = []
-        self.after: list[Future[Moment]] = []
-
-    def check(self) -> None:
-        assert self.before
-        first, last = self.before[0].result(), self.after[-1].result()
-        assert first.num_held > 0
-        assert last.num_held == 0
-        assert last.num_steps - first.num_steps <= 2
-
-
 @pytest.fixture
-def cancels(service: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cancels]:
-    seen, thread = Cancels(), service.llm.thread
-    cancel = thread.cancel
-
-    def watched(request_id: str) -> None:
-        seen.before.append(thread.call_soon(moment_of))
-        cancel(request_id)
-        seen.after.append(thread.call_soon(moment_of))
-
-    monkeypatch.setattr(thread, "cancel", watched)
-    yield seen
+def cancels(service: Running) -> Iterator[Cancels]:
+    with watched_cancels(service.llm) as seen:
+        yield seen
 
 
 def test_leaving_a_stream_frees_its_blocks(service: Running, cancels: Cancels) -> None:
@@ -199,12 +162,6 @@ def test_a_reader_that_stops_reading_is_cut_off(loop: Loop, shared: Running) -> 
     assert failure.retry_s is None
 
 
-def a_stream(max_unread: int | None, n: int = 1) -> Stream:
-    params = SamplingParams(n=n)
-    request = Request(request_id="r", prompt_token_ids=(1,), params=params)
-    return Stream(request, record_of(request), max_unread=max_unread)
-
-
 def update_of(stream: Stream, token: int, finish_reason: str | None = None) -> Update:
     return Update(stream.request, 0, (token,), finish_reason=finish_reason)
 
@@ -237,24 +194,7 @@ def test_who_wants_the_whole_answer_is_woken_once() -> None:
     asyncio.run(read())
 
 
-def test_pieces_keep_their_distance_but_the_end_does_not_wait() -> None:
-    async def read() -> None:
-        stream, loop = a_stream(max_unread=100), asyncio.get_running_loop()
-        begin = loop.time()
-        stream.add(update_of(stream, 1))
-        loop.call_later(0.02, stream.add, update_of(stream, 2))
-        assert len(await stream.take(not_before=begin + 0.06)) == 2
-        assert loop.time() >= begin + 0.06
-
-        stream.add(update_of(stream, 3))
-        loop.call_later(0.02, stream.add, update_of(stream, 4, "length"))
-        assert len(await stream.take(not_before=begin + 60)) == 2
-        assert loop.time() < begin + 10
-
-    asyncio.run(read())
-
-
-def test_the_loop_is_woken_once_a_step_and_only_for_who_waits(
+def test_the_loop_is_woken_once_a_step_at_most_and_only_for_who_waits(
     service: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dispatcher, wakes = service.server.dispatcher, []
@@ -272,7 +212,31 @@ def test_the_loop_is_woken_once_a_step_and_only_for_who_waits(
 
     wakes.clear()
     list(service.client.stream([5, 6], params | {"n": 4}))
-    assert 50 <= len(wakes) <= 60
+    assert len(wakes) <= 60
+
+
+def test_rounds_come_at_their_pace_and_none_is_lost(
+    service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step gave before a pause is not held back."""
+    monkeypatch.setattr(service.server.dispatcher, "_pace", SlowPace())
+    stream = service.client.stream([5, 6], {"max_tokens": 100, "ignore_eos": True})
+    counts = [len(next(stream).outputs[0].token_ids) for _ in range(2)]
+    with paused(service.llm):
+        # The steps so far are told although no other follows.
+        counts.append(len(next(stream).outputs[0].token_ids))
+    counts.extend(len(output.outputs[0].token_ids) for output in stream)
+
+    assert counts[2] > counts[1]
+    assert counts[-1] == 100
+    assert len(counts) < 100 / 3
+
+
+class SlowPace:
+    """Rounds are 50 ms apart."""
+
+    def next_round(self) -> float:
+        return 0.05
 
 
 @pytest.mark.parametrize(
@@ -283,17 +247,24 @@ def test_the_loop_is_woken_once_a_step_and_only_for_who_waits(
         (None, True, None),
         ("cancelled", True, RequestCancelled("the request was cancelled")),
         ("deadline", True, DeadlineExceeded("the deadline passed before the request ended")),
-        ("error", False, Unavailable("steps kept failing")),
-        ("error", True, RequestLost("steps kept failing")),
+        ("error", False, Unavailable("request 'r' failed, the server's log says why")),
+        ("error", True, RequestLost("request 'r' failed, the server's log says why")),
     ],
 )
 def test_an_end_before_its_time_has_its_error(
-    reason: str | None, has_begun: bool, expected: Exception | None
+    reason: str | None,
+    has_begun: bool,
+    expected: Exception | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """What the engine says of its own trouble is in the log alone."""
     stream = a_stream(max_unread=1)
-    update = Update(stream.request, 0, finish_reason=reason, error="steps kept failing")
+    stream.record.num_tokens = int(has_begun)
+    update = Update(stream.request, 0, finish_reason=reason, error="no /home/me/x on 10.0.0.7")
 
-    assert repr(error_of(update, has_begun=has_begun)) == repr(expected)
+    assert repr(error_of(update, stream.record)) == repr(expected)
+    logged = ["request 'r' failed: no /home/me/x on 10.0.0.7"] if reason == "error" else []
+    assert caplog.messages == logged
 
 
 def test_512_streams_with_random_ends_leave_nothing(service: Running) -> None:

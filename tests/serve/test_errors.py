@@ -8,7 +8,7 @@ import pytest
 
 import distkv_jax.errors
 from distkv_jax.errors import DistKVError, EngineStopped, PromptTooLong, RequestError
-from serve.client.blocking_client import heard_of
+from serve.client.connection import heard_of
 from serve.errors import DETAILS_KEY, KINDS_BY_REASON, MAX_TEXT_BYTES, TABLE, hear, row_of, tell
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from tests.serve.running import (
@@ -49,15 +49,25 @@ def test_every_kind_of_error_crosses_the_socket(
     with pytest.raises(grpc.RpcError) as raised:
         service.inference.Abort(pb.AbortRequest(request_id="x"))
 
+    text = shown_of(kind)
     failure = failure_in(raised.value)
-    assert (failure.code, failure.text, failure.retry_s) == (row.code, "x=3 must be 4", row.retry_s)
+    assert (failure.code, failure.text, failure.retry_s) == (row.code, text, row.retry_s)
     heard = heard_of(raised.value)
     assert heard.retry_s == row.retry_s
     if kind.__name__ in KINDS_BY_REASON:
         assert type(heard.error) is kind
-    assert str(heard.error) == "x=3 must be 4"
+    assert str(heard.error) == text
     if isinstance(heard.error, PromptTooLong):
         assert (heard.error.given, heard.error.limit) == (9, 7)
+
+
+def shown_of(kind: type[DistKVError]) -> str:
+    """What a caller reads of an error: nothing of the server's own trouble."""
+    if kind is EngineStopped:
+        return "the engine has stopped, the server's log says why"
+    if next(TABLE[one] for one in kind.__mro__ if one in TABLE).code is Code.INTERNAL:
+        return "internal error, the server's log has it"
+    return "x=3 must be 4"
 
 
 def test_every_row_is_of_an_error_that_crossed() -> None:
@@ -230,7 +240,9 @@ def test_a_status_of_another_server_is_understood_by_its_code() -> None:
     assert isinstance(hear(Code.UNAVAILABLE, "?", ((DETAILS_KEY, b"\xff"),)).error, Exception)
 
 
-def test_a_stopped_engine_is_unavailable(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_engine_is_unavailable_and_only_the_log_says_why(
+    service: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(*_: Any) -> None:
         raise EngineStopped("the engine takes no requests: it failed: a bug")
 
@@ -238,4 +250,5 @@ def test_a_stopped_engine_is_unavailable(service: Running, monkeypatch: pytest.M
     failure = failure_of(service.inference.Generate, request_of(5))
 
     assert failure.code is Code.UNAVAILABLE
-    assert failure.text == "the engine takes no requests: it failed: a bug"
+    assert failure.text == "the engine has stopped, the server's log says why"
+    assert "it failed: a bug" in caplog.text

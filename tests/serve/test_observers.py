@@ -2,12 +2,29 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import pytest
 
+import serve.server
+from distkv_jax.engine.sampling_params import SamplingParams
+from distkv_jax.errors import RequestError
+from serve.dispatch import Ask
+from serve.keys import Caller
+from serve.observe.audience import Audience
 from serve.observe.record import Observer, Record
-from tests.serve.running import Running, failure_of, paused, request_of, wait_until
+from tests.serve.running import (
+    Loop,
+    Running,
+    failure_of,
+    paused,
+    request_of,
+    running,
+    wait_until,
+)
 
 
 class Listener(Observer):
@@ -46,9 +63,9 @@ def listener(service: Running) -> Iterator[Listener]:
     one = Listener()
     with contextlib.ExitStack() as undo:
         dispatcher = service.server.dispatcher
-        before = dispatcher._observers
-        undo.callback(setattr, dispatcher, "_observers", before)
-        dispatcher._observers = (*before, one)
+        before = dispatcher._audience
+        undo.callback(setattr, dispatcher, "_audience", before)
+        dispatcher._audience = Audience([*before.observers, one])
         yield one
 
 
@@ -89,6 +106,66 @@ def test_who_leaves_is_heard_as_cancelled(service: Running, listener: Listener) 
         call.cancel()
         wait_until(listener.has_ended.is_set, "the end is heard")
     assert type(listener.records[0].error).__name__ == "CancelledError"
+
+
+@pytest.mark.parametrize(("token", "sampling"), [(1, {}), (1, {"top_p": 2.0}), (999_999, {})])
+def test_a_request_arrives_before_it_is_read(
+    loop: Loop,
+    shared: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    token: int,
+    sampling: dict[str, Any],
+) -> None:
+    looked: list[tuple[float, int]] = []
+
+    def look(message: bytes) -> None:
+        del message
+        looked.append((time.monotonic(), time.time_ns()))
+
+    checks = {"/distkv.v1.Inference/Generate": look}
+    monkeypatch.setattr(serve.server, "checks_of", lambda _: checks)
+    one = Listener()
+    with running(loop, shared.llm) as service:
+        service.server.dispatcher._audience = Audience([one])
+        with contextlib.suppress(grpc.RpcError):
+            service.inference.Generate(request_of(token, max_tokens=1, **sampling))
+        wait_until(one.has_ended.is_set, "the end is heard")
+
+    (record,) = one.records
+    ((moment, moment_ns),) = looked
+    assert record.end is not None and record.arrival < moment < record.end
+    assert record.arrival_ns < moment_ns
+    # What could not be read has no parameters, not those of nobody.
+    assert (record.params is None) == ("top_p" in sampling)
+
+
+def test_the_times_of_a_call_begin_where_its_door_says(service: Running) -> None:
+    listener, dispatcher = Listener(), service.server.dispatcher
+    arrival, now_ns = time.monotonic() - 5.0, time.time_ns()
+    caller, before = Caller("", is_admin=False), service.server.dispatcher._audience
+
+    async def call() -> None:
+        dispatcher._audience = Audience([listener])
+        params = SamplingParams(max_tokens=1)
+        async with dispatcher.open(caller, Ask([1], params, arrival=arrival), is_whole=True) as one:
+            await one.take()
+        with pytest.raises(RequestError), dispatcher.reading(caller, "test", arrival=arrival):
+            raise RequestError("wrong")
+        dispatcher._audience = before
+
+    service.loop.run(call())
+    assert [record.arrival for record in listener.records] == [arrival] * 2
+    for record in listener.records:
+        assert record.end is not None and record.end - record.arrival >= 5.0
+        assert now_ns - record.arrival_ns == pytest.approx(5e9, abs=1e9)
+
+
+def test_nobody_is_called_for_what_he_does_not_hear() -> None:
+    listener = Listener()
+    audience = Audience([Observer(), listener])
+    bound = (audience._on_begin, audience._on_first_token, audience._on_gap, audience._on_end)
+    names = ("on_begin", "on_first_token", "on_gap", "on_end")
+    assert bound == tuple((getattr(listener, name),) for name in names)
 
 
 def test_faults_of_observers_reach_no_request(

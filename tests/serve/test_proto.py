@@ -12,7 +12,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 from serve.proto.distkv.v1 import control_pb2, inference_pb2
-from serve.proto.make import FOLDER, RELEASED, ROOT, make
+from serve.proto.make import FOLDER, INTERNAL_FOLDER, RELEASED, ROOT, make
 
 Field = FieldDescriptorProto
 
@@ -20,9 +20,10 @@ Field = FieldDescriptorProto
 def test_generated_code_is_current(tmp_path: Path) -> None:
     make(tmp_path)
 
-    made = {path.name: path.read_text() for path in (tmp_path / FOLDER).iterdir()}
-    there = {path.name: path.read_text() for path in (ROOT / FOLDER).glob("*_pb2*")}
-    assert made == there
+    for folder in (FOLDER, INTERNAL_FOLDER):
+        made = {path.name: path.read_text() for path in (tmp_path / folder).iterdir()}
+        there = {path.name: path.read_text() for path in (ROOT / folder).glob("*_pb2*")}
+        assert made == there
 
 
 def read(path: Path) -> FileDescriptorSet:

@@ -12,7 +12,7 @@ from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.request import Request
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.errors import DeadlineExceeded
-from serve.gate import CALLER
+from serve.gate import ARRIVAL, CALLER
 from serve.inference_service import InferenceService
 from serve.keys import ANYBODY
 from serve.proto.distkv.v1 import inference_pb2 as pb
@@ -30,21 +30,26 @@ class HastyDispatcher:
         self.finish_reason = finish_reason
         self.llm = types.SimpleNamespace(get_default_sampling_params=SamplingParams)
 
+    def reading(self, *args: Any, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     @contextlib.asynccontextmanager
     async def open(self, *args: Any, is_whole: bool, **kwargs: Any) -> AsyncIterator[Stream]:
         assert is_whole
-        stream = Stream(REQUEST, record_of(REQUEST), max_unread=None)
+        stream = Stream("r", record_of(REQUEST), max_unread=None)
+        stream.begin(REQUEST)
         stream.add(Update(REQUEST, 0, token_ids=(7,), text="end", finish_reason=self.finish_reason))
         yield stream
 
 
 def generate(finish_reason: str) -> pb.GenerateResponse:
-    service = InferenceService(HastyDispatcher(finish_reason), "m", stream_interval_s=0)  # pyright: ignore[reportArgumentType] (a stand-in)
+    service = InferenceService(HastyDispatcher(finish_reason), "m")  # pyright: ignore[reportArgumentType] (a stand-in)
     context = types.SimpleNamespace(time_remaining=lambda: None, invocation_metadata=lambda: None)
     request = pb.GenerateRequest(text="x")
 
     async def call() -> pb.GenerateResponse:
         CALLER.set(ANYBODY)
+        ARRIVAL.set(0.0)
         return await service.Generate(request, context)
 
     return asyncio.run(call())

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serve/proto/distkv/v1/control.proto\x12\tdistkv.v1\"\x10\n\x0eGetLoadRequest\"\xc2\x02\n\x0fGetLoadResponse\x12\x14\n\x0cnum_requests\x18\x01 \x01(\x03\x12\x13\n\x0bnum_running\x18\x02 \x01(\x03\x12\x13\n\x0bnum_waiting\x18\x03 \x01(\x03\x12\x1a\n\x12num_waiting_tokens\x18\x04 \x01(\x03\x12\x12\n\nnum_blocks\x18\x05 \x01(\x03\x12\x17\n\x0fnum_free_blocks\x18\x06 \x01(\x03\x12\x13\n\x0bis_draining\x18\x07 \x01(\x08\x12\x15\n\rprompt_tokens\x18\x08 \x01(\x03\x12\x18\n\x10generated_tokens\x18\t \x01(\x03\x12\x11\n\tnum_steps\x18\n \x01(\x03\x12\x1a\n\x12num_spanning_steps\x18\x0b \x01(\x03\x12\x17\n\x0fnum_preemptions\x18\x0c \x01(\x03\x12\x18\n\x10num_failed_steps\x18\r \x01(\x03\"\x10\n\x0eGetPoolRequest\"\x7f\n\x0fGetPoolResponse\x12\x12\n\nblock_size\x18\x01 \x01(\x03\x12,\n\tinstances\x18\x02 \x03(\x0b\x32\x19.distkv.v1.InstanceBlocks\x12*\n\x08requests\x18\x03 \x03(\x0b\x32\x18.distkv.v1.RequestBlocks\"\x9f\x01\n\x0eInstanceBlocks\x12\x10\n\x08instance\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0c\n\x04\x66ree\x18\x03 \x01(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x03\x12\x0c\n\x04lent\x18\x05 \x01(\x03\x12\x10\n\x08\x62orrowed\x18\x06 \x01(\x03\x12\x10\n\x08reserved\x18\x07 \x01(\x03\x12\x1e\n\x05\x64\x65\x62ts\x18\x08 \x03(\x0b\x32\x0f.distkv.v1.Debt\"*\n\x04\x44\x65\x62t\x12\x0e\n\x06\x64\x65\x62tor\x18\x01 \x01(\x05\x12\x12\n\nnum_blocks\x18\x02 \x01(\x03\"\x88\x01\n\rRequestBlocks\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x06\x62locks\x18\x02 \x03(\x0b\x32$.distkv.v1.RequestBlocks.BlocksEntry\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"0\n\x0c\x44rainRequest\x12\x14\n\x07grace_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_grace_s\"%\n\rDrainResponse\x12\x14\n\x0cnum_requests\x18\x01 \x01(\x03\x32\xc9\x01\n\x07\x43ontrol\x12@\n\x07GetLoad\x12\x19.distkv.v1.GetLoadRequest\x1a\x1a.distkv.v1.GetLoadResponse\x12@\n\x07GetPool\x12\x19.distkv.v1.GetPoolRequest\x1a\x1a.distkv.v1.GetPoolResponse\x12:\n\x05\x44rain\x12\x17.distkv.v1.DrainRequest\x1a\x18.distkv.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#serve/proto/distkv/v1/control.proto\x12\tdistkv.v1\"\x10\n\x0eGetLoadRequest\"\xc2\x02\n\x0fGetLoadResponse\x12\x14\n\x0cnum_requests\x18\x01 \x01(\x03\x12\x13\n\x0bnum_running\x18\x02 \x01(\x03\x12\x13\n\x0bnum_waiting\x18\x03 \x01(\x03\x12\x1a\n\x12num_waiting_tokens\x18\x04 \x01(\x03\x12\x12\n\nnum_blocks\x18\x05 \x01(\x03\x12\x17\n\x0fnum_free_blocks\x18\x06 \x01(\x03\x12\x13\n\x0bis_draining\x18\x07 \x01(\x08\x12\x15\n\rprompt_tokens\x18\x08 \x01(\x03\x12\x18\n\x10generated_tokens\x18\t \x01(\x03\x12\x11\n\tnum_steps\x18\n \x01(\x03\x12\x1a\n\x12num_spanning_steps\x18\x0b \x01(\x03\x12\x17\n\x0fnum_preemptions\x18\x0c \x01(\x03\x12\x18\n\x10num_failed_steps\x18\r \x01(\x03\"\x10\n\x0eGetPoolRequest\"\x7f\n\x0fGetPoolResponse\x12\x12\n\nblock_size\x18\x01 \x01(\x03\x12,\n\tinstances\x18\x02 \x03(\x0b\x32\x19.distkv.v1.InstanceBlocks\x12*\n\x08requests\x18\x03 \x03(\x0b\x32\x18.distkv.v1.RequestBlocks\"\x9f\x01\n\x0eInstanceBlocks\x12\x10\n\x08instance\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0c\n\x04\x66ree\x18\x03 \x01(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x03\x12\x0c\n\x04lent\x18\x05 \x01(\x03\x12\x10\n\x08\x62orrowed\x18\x06 \x01(\x03\x12\x10\n\x08reserved\x18\x07 \x01(\x03\x12\x1e\n\x05\x64\x65\x62ts\x18\x08 \x03(\x0b\x32\x0f.distkv.v1.Debt\"*\n\x04\x44\x65\x62t\x12\x0e\n\x06\x64\x65\x62tor\x18\x01 \x01(\x05\x12\x12\n\nnum_blocks\x18\x02 \x01(\x03\"\x88\x01\n\rRequestBlocks\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x06\x62locks\x18\x02 \x03(\x0b\x32$.distkv.v1.RequestBlocks.BlocksEntry\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"8\n\x0eProfileRequest\x12\x17\n\nduration_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_duration_s\"!\n\x0fProfileResponse\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\"0\n\x0c\x44rainRequest\x12\x14\n\x07grace_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_grace_s\"%\n\rDrainResponse\x12\x14\n\x0cnum_requests\x18\x01 \x01(\x03\"6\n\x0cWatchRequest\x12\x17\n\ninterval_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_interval_s\"\xb7\x02\n\x08Snapshot\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\x03\x12\x13\n\x0bis_draining\x18\x04 \x01(\x08\x12,\n\tinstances\x18\x05 \x03(\x0b\x32\x19.distkv.v1.InstanceBlocks\x12+\n\x08requests\x18\x06 \x03(\x0b\x32\x19.distkv.v1.WatchedRequest\x12\x12\n\nnum_hidden\x18\x07 \x01(\x03\x12\x1d\n\x03now\x18\x08 \x01(\x0b\x32\x10.distkv.v1.Point\x12!\n\x06totals\x18\t \x01(\x0b\x32\x11.distkv.v1.Totals\x12!\n\x07history\x18\n \x03(\x0b\x32\x10.distkv.v1.Point\x12\x11\n\tnum_debts\x18\x0b \x01(\x03\"\xab\x02\n\x0eWatchedRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x12%\n\x08\x61\x63tivity\x18\x04 \x01(\x0e\x32\x13.distkv.v1.Activity\x12\x11\n\x04home\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\x03\x12\x12\n\nnum_tokens\x18\x07 \x01(\x03\x12\r\n\x05\x61ge_s\x18\x08 \x01(\x01\x12\x35\n\x06\x62locks\x18\t \x03(\x0b\x32%.distkv.v1.WatchedRequest.BlocksEntry\x1a-\n\x0b\x42locksEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x07\n\x05_home\"\xd4\x01\n\x05Point\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x1b\n\x13prompt_tokens_per_s\x18\x02 \x01(\x01\x12\x1e\n\x16generated_tokens_per_s\x18\x03 \x01(\x01\x12\x13\n\x0bnum_running\x18\x04 \x01(\x03\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\x03\x12\x0c\n\x04used\x18\x06 \x01(\x01\x12\'\n\x0b\x66irst_token\x18\x07 \x01(\x0b\x32\x12.distkv.v1.Latency\x12\x1f\n\x03gap\x18\x08 \x01(\x0b\x32\x12.distkv.v1.Latency\"*\n\x07Latency\x12\x10\n\x08median_s\x18\x01 \x01(\x01\x12\r\n\x05p99_s\x18\x02 \x01(\x01\"\xb5\x01\n\x06Totals\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x18\n\x10generated_tokens\x18\x02 \x01(\x03\x12\x11\n\tnum_steps\x18\x03 \x01(\x03\x12\x1a\n\x12num_spanning_steps\x18\x04 \x01(\x03\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x03\x12\x18\n\x10num_moved_blocks\x18\x06 \x01(\x03\x12\x18\n\x10num_failed_steps\x18\x07 \x01(\x03*P\n\x08\x41\x63tivity\x12\x18\n\x14\x41\x43TIVITY_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41\x43TIVITY_WAITING\x10\x01\x12\x14\n\x10\x41\x43TIVITY_RUNNING\x10\x02\x32\xc4\x02\n\x07\x43ontrol\x12@\n\x07GetLoad\x12\x19.distkv.v1.GetLoadRequest\x1a\x1a.distkv.v1.GetLoadResponse\x12@\n\x07GetPool\x12\x19.distkv.v1.GetPoolRequest\x1a\x1a.distkv.v1.GetPoolResponse\x12\x37\n\x05Watch\x12\x17.distkv.v1.WatchRequest\x1a\x13.distkv.v1.Snapshot0\x01\x12@\n\x07Profile\x12\x19.distkv.v1.ProfileRequest\x1a\x1a.distkv.v1.ProfileResponse\x12:\n\x05\x44rain\x12\x17.distkv.v1.DrainRequest\x1a\x18.distkv.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUESTBLOCKS_BLOCKSENTRY']._loaded_options = None
   _globals['_REQUESTBLOCKS_BLOCKSENTRY']._serialized_options = b'8\001'
+  _globals['_WATCHEDREQUEST_BLOCKSENTRY']._loaded_options = None
+  _globals['_WATCHEDREQUEST_BLOCKSENTRY']._serialized_options = b'8\001'
+  _globals['_ACTIVITY']._serialized_start=2182
+  _globals['_ACTIVITY']._serialized_end=2262
   _globals['_GETLOADREQUEST']._serialized_start=50
   _globals['_GETLOADREQUEST']._serialized_end=66
   _globals['_GETLOADRESPONSE']._serialized_start=69
@@ -49,10 +53,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTBLOCKS']._serialized_end=883
   _globals['_REQUESTBLOCKS_BLOCKSENTRY']._serialized_start=838
   _globals['_REQUESTBLOCKS_BLOCKSENTRY']._serialized_end=883
-  _globals['_DRAINREQUEST']._serialized_start=885
-  _globals['_DRAINREQUEST']._serialized_end=933
-  _globals['_DRAINRESPONSE']._serialized_start=935
-  _globals['_DRAINRESPONSE']._serialized_end=972
-  _globals['_CONTROL']._serialized_start=975
-  _globals['_CONTROL']._serialized_end=1176
+  _globals['_PROFILEREQUEST']._serialized_start=885
+  _globals['_PROFILEREQUEST']._serialized_end=941
+  _globals['_PROFILERESPONSE']._serialized_start=943
+  _globals['_PROFILERESPONSE']._serialized_end=976
+  _globals['_DRAINREQUEST']._serialized_start=978
+  _globals['_DRAINREQUEST']._serialized_end=1026
+  _globals['_DRAINRESPONSE']._serialized_start=1028
+  _globals['_DRAINRESPONSE']._serialized_end=1065
+  _globals['_WATCHREQUEST']._serialized_start=1067
+  _globals['_WATCHREQUEST']._serialized_end=1121
+  _globals['_SNAPSHOT']._serialized_start=1124
+  _globals['_SNAPSHOT']._serialized_end=1435
+  _globals['_WATCHEDREQUEST']._serialized_start=1438
+  _globals['_WATCHEDREQUEST']._serialized_end=1737
+  _globals['_WATCHEDREQUEST_BLOCKSENTRY']._serialized_start=838
+  _globals['_WATCHEDREQUEST_BLOCKSENTRY']._serialized_end=883
+  _globals['_POINT']._serialized_start=1740
+  _globals['_POINT']._serialized_end=1952
+  _globals['_LATENCY']._serialized_start=1954
+  _globals['_LATENCY']._serialized_end=1996
+  _globals['_TOTALS']._serialized_start=1999
+  _globals['_TOTALS']._serialized_end=2180
+  _globals['_CONTROL']._serialized_start=2265
+  _globals['_CONTROL']._serialized_end=2589
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,16 @@ class ControlStub:
                 request_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.GetPoolRequest.SerializeToString,
                 response_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.GetPoolResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/distkv.v1.Control/Watch',
+                request_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.WatchRequest.SerializeToString,
+                response_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.Profile = channel.unary_unary(
+                '/distkv.v1.Control/Profile',
+                request_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.ProfileRequest.SerializeToString,
+                response_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.ProfileResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/distkv.v1.Control/Drain',
                 request_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
@@ -62,6 +72,21 @@ class ControlServicer:
 
     def GetPool(self, request, context):
         """Blocks by state, instance and request, and who owes whom.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """A picture of the server at once and after every interval, for who looks at it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Profile(self, request, context):
+        """Traces the server's process with JAX's profiler; one trace at a time, and only where the server
+        was given a folder for traces. A caller that leaves ends the trace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +111,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.GetPool,
                     request_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.GetPoolRequest.FromString,
                     response_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.GetPoolResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.WatchRequest.FromString,
+                    response_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.Snapshot.SerializeToString,
+            ),
+            'Profile': grpc.unary_unary_rpc_method_handler(
+                    servicer.Profile,
+                    request_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.ProfileRequest.FromString,
+                    response_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.ProfileResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -147,6 +182,60 @@ class Control:
             '/distkv.v1.Control/GetPool',
             serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.GetPoolRequest.SerializeToString,
             serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.GetPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/distkv.v1.Control/Watch',
+            serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.WatchRequest.SerializeToString,
+            serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Profile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/distkv.v1.Control/Profile',
+            serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.ProfileRequest.SerializeToString,
+            serve_dot_proto_dot_distkv_dot_v1_dot_control__pb2.ProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,89 @@
+"""What a runner is told to do, so that runners of other processes can be told the same."""
+
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from distkv_jax.engine.moves import Round
+from distkv_jax.engine.sampler_state import SlotRow
+from distkv_jax.engine.shapes import PlanShape
+
+
+class Step(NamedTuple):
+    """Run a step.
+
+    Attributes:
+        number: Of the command; a runner counts from 1.
+        shape: Which program.
+        buffer: The step plan of all instances; nobody writes to it any more.
+    """
+
+    number: int
+    shape: PlanShape
+    buffer: np.ndarray
+
+
+class Move(NamedTuple):
+    """Copy blocks between instances, round by round."""
+
+    number: int
+    rounds: tuple[Round, ...]
+
+
+class FillSlot(NamedTuple):
+    """Fill a slot of the sampler's state."""
+
+    number: int
+    slot: int
+    row: SlotRow
+
+
+class Reset(NamedTuple):
+    """Let pools and sampler state go: a step has failed."""
+
+    number: int
+
+
+Command: TypeAlias = Step | Move | FillSlot | Reset
+
+
+@runtime_checkable
+class World(Protocol):
+    """The processes that share a mesh, as the one that leads them sees them.
+
+    Its runner tells every command before it runs it, so that all run the same in the same order.
+    Nothing else may use the mesh's devices.
+    """
+
+    def begin(self, num_blocks: int, implementation: str) -> None:
+        """Have the others make their runners.
+
+        Args:
+            num_blocks: Of each instance's pool.
+            implementation: Of MicroAttention.
+        """
+        ...
+
+    def wait_ready(self) -> None:
+        """Wait until the others have compiled what steps need.
+
+        Raises:
+            WorldLost: One of them is gone.
+        """
+        ...
+
+    def publish(self, command: Command) -> None:
+        """Send a command to the others; a `Reset` is also waited for.
+
+        Raises:
+            WorldLost: One of them is gone: no command can be carried out any more.
+        """
+        ...
+
+    def dispatched(self, number: int) -> None:
+        """Hear that this process has started a command."""
+        ...
+
+    def read(self, number: int, ids: np.ndarray) -> None:
+        """Hear what a step sampled, to compare it with what the others read."""
+        ...

@@ -1,0 +1,1 @@
+"""What a server shows of itself while it works: one picture for the page, gRPC and the terminal."""

@@ -1,0 +1,114 @@
+"""A process that follows, from joining its leader to leaving."""
+
+import sys
+from pathlib import Path
+
+import grpc
+
+from distkv_jax.engine.build import follow_engine
+from distkv_jax.engine.compile_cache import use_compile_cache
+from distkv_jax.engine.config import EngineConfig
+from distkv_jax.errors import ConfigError, Unavailable
+from distkv_jax.llm import dtype_on
+from distkv_jax.mesh import MeshConfig, make_mesh
+from distkv_jax.models.checkpoint import load_model
+from distkv_jax.world.fingerprint import Fingerprint
+from distkv_jax.world.follower import Follower
+from distkv_jax.world.processes import enter, leave
+from distkv_jax.world.weights import check_weights
+from serve.proto.distkv.internal.v1 import world_pb2 as pb
+from serve.proto.distkv.internal.v1 import world_pb2_grpc as pb_grpc
+from serve.world.exit import end_process
+from serve.world.link import Link
+from serve.world.settings import WorldSettings
+from serve.world.token import KEY
+from serve.world.wire import Wire
+
+
+def follow(
+    settings: WorldSettings,
+    fingerprint: Fingerprint,
+    token: str,
+    *,
+    model: str | Path,
+    mesh: MeshConfig,
+    dtype: str,
+    config: EngineConfig,
+) -> None:
+    """Join, make a runner, and run the leader's commands until it stops.
+
+    Raises:
+        ConfigError: The leader refused this process, or the model cannot run here.
+        Unavailable: There is no leader.
+    """
+    with connect(settings) as channel:
+        stub = pb_grpc.WorldStub(channel)
+        joined = join(stub, settings, fingerprint, token)
+        link = Link(stub, settings, token, joined, end_process)
+        try:
+            enter(
+                joined.jax_coordinator,
+                num_hosts=settings.num_hosts,
+                host_rank=settings.rank,
+                platform=mesh.platform,
+                timeout_s=settings.join_timeout_s,
+            )
+            use_compile_cache()
+            devices = make_mesh(mesh)
+            loaded = load_model(model, mesh=devices, dtype=dtype_on(dtype, mesh))
+            check_weights(loaded.params, devices)
+            begin = link.begin()
+            if begin is not None:
+                link.set_stage(pb.STAGE_COMPILING)
+                runner = follow_engine(
+                    loaded, devices, config, begin.num_blocks, begin.implementation
+                )
+                link.set_stage(pb.STAGE_READY)
+                wire = Wire(
+                    num_blocks=begin.num_blocks,
+                    num_slots=config.max_num_seqs,
+                    vocab_size=runner.vocab_size,
+                )
+                print(f"rank {settings.rank} of {settings.num_hosts} follows", file=sys.stderr)
+                with Follower(runner, link) as follower:
+                    follower.run(link.commands(wire))
+        except Exception as error:
+            link.failed(0, str(error))
+            raise
+        leave()
+
+
+def connect(settings: WorldSettings) -> grpc.Channel:
+    """Open a connection to the leader, which need not be there yet."""
+    address = f"{settings.host}:{settings.port}"
+    return grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)])
+
+
+def join(
+    stub: pb_grpc.WorldStub, settings: WorldSettings, fingerprint: Fingerprint, token: str
+) -> pb.JoinResponse:
+    """Ask to be let in, and wait until all ranks are.
+
+    Raises:
+        ConfigError: The leader refused this process; says why.
+        Unavailable: There is no leader, or not all ranks came.
+    """
+    request = pb.JoinRequest(
+        rank=settings.rank, num_hosts=settings.num_hosts, fingerprint=fingerprint
+    )
+    address = f"{settings.host}:{settings.port}"
+    try:
+        return stub.Join(
+            request,
+            metadata=((KEY, token),),
+            wait_for_ready=True,
+            # The leader tells who is missing; this is for when there is none.
+            timeout=settings.join_timeout_s + 1,
+        )
+    except grpc.RpcError as error:
+        assert isinstance(error, grpc.Call)
+        refused = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
+        kind = ConfigError if error.code() in refused else Unavailable
+        raise kind(
+            f"rank {settings.rank} could not join at {address}: {error.details()}"
+        ) from error
