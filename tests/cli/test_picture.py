@@ -72,11 +72,11 @@ def test_characters_never_exceed_the_room(cells: int):
     assert 1 <= len(cells_of(7, [("a", 3)], cells)) <= cells
 
 
-def test_a_request_that_nobody_named_is_left_out():
+def test_blocks_of_requests_without_a_letter_are_not_shown_as_free():
     lines = printed(draw_pool(view(), ["short"], 80)).splitlines()
 
-    assert lines[0] == "instance 0 |........| 8 of 8"
-    assert lines[1] == "instance 1 |AA......| 5 of 8, 3 lent"
+    assert lines[0] == "instance 0 |########| 8 of 8"
+    assert lines[1] == "instance 1 |AA###...| 5 of 8, 3 lent"
 
 
 def test_requests_past_the_letters_share_a_mark():
