@@ -27,7 +27,8 @@ def strings_of(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def literals() -> list[str]:
-    return [text for path in (ROOT / "distkv_jax").rglob("*.py") for text in strings_of(path)]
+    tops = (ROOT / top for top in ("distkv_jax", "serve"))
+    return [text for top in tops for path in top.rglob("*.py") for text in strings_of(path)]
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED_TESTS)
