@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test browser lint types format proto clean
+.PHONY: help demo serve test browser lint types format proto clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,6 +12,9 @@ demo: .venv/.has-base  ## generate text on eight simulated instances that pool t
 	$(BIN)/distkv generate --mesh cpu-8 --block-size 16 --num-blocks 20 --max-num-seqs 8 \
 	  --max-tokens 48 --seed 1 --stats --prompt-file examples/long_prompt.txt \
 	  "It is a truth universally acknowledged, that" "In the beginning" "Emma was not sorry to"
+
+serve: .venv/.has-base  ## serve the tiny model: gRPC on port 50051, OpenAI's interface and a live page on 8000
+	$(BIN)/distkv serve tiny --mesh cpu-8 --block-size 16 --num-blocks 64
 
 test: .venv/.has-test  ## run all tests
 	$(BIN)/python -m pytest
