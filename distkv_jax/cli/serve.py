@@ -64,7 +64,8 @@ async def serve(llm: LLM, settings: ServerSettings, model_name: str) -> bool:
     )
     if server.http_port is not None:
         scheme = "https" if settings.has_tls else "http"
-        print(f"OpenAI's interface on {scheme}://{host}:{server.http_port}/v1", flush=True)
+        address = f"{scheme}://{host}:{server.http_port}"
+        print(f"OpenAI's interface on {address}/v1, live page on {address}/", flush=True)
     return await server.wait()
 
 
