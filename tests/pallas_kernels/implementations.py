@@ -4,9 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-# The only import of JAX's insides, and in tests alone: jax 0.10.2 exports the GPU simulator's
-# parameters nowhere, and without them the Hopper kernel's numbers could not be checked.
-from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+# The only import of JAX's insides, and in tests alone: without these parameters the Hopper kernel's
+# numbers could not be checked where there is no GPU.
+from jax._src.pallas.mosaic_gpu.interpret.params import (  # jax 0.10.2 exports them nowhere
+    InterpretGPUParams,
+)
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.micro_attention import Partial
