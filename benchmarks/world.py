@@ -36,7 +36,7 @@ from distkv_jax.mesh import MeshConfig, make_mesh
 from distkv_jax.models.checkpoint import load_model
 from distkv_jax.models.model_folder import read_config
 from distkv_jax.world.follower import Follower
-from distkv_jax.world.processes import enter, leave
+from distkv_jax.world.processes import Presence
 from distkv_jax.world.weights import check_weights
 from serve.launch.local import free_port_pair
 from serve.proto.distkv.internal.v1 import world_pb2 as pb
@@ -153,11 +153,13 @@ def lead(
         args.token,
         num_slots=config.max_num_seqs,
         vocab_size=vocab_size,
+        platform="cpu",
         on_lost=end_process,
     )
     with leader:
         leader.gather()
-        enter_world(settings)
+        use_compile_cache()
+        leader.enter()
         with LLM(
             args.model,
             mesh=mesh,
@@ -167,7 +169,7 @@ def lead(
         ) as llm:
             rounds = [one_round(llm, leader, args, seed) for seed in range(1 + args.rounds)][1:]
             stats = llm.stats()
-    leave()
+    leader.leave()
     steps = [one for one in leader.commands if isinstance(one, Step)]
     assert config.num_blocks is not None
     wire = Wire(num_blocks=config.num_blocks, num_slots=config.max_num_seqs, vocab_size=vocab_size)
@@ -237,7 +239,14 @@ def follow(
         stub = pb_grpc.WorldStub(channel)
         joined = join(stub, settings, FINGERPRINT, args.token)
         link = Link(stub, settings, args.token, joined, end_process)
-        enter_world(settings)
+        use_compile_cache()
+        presence = Presence(
+            joined.jax_coordinator,
+            num_processes=joined.num_processes,
+            process_id=joined.process_id,
+            platform="cpu",
+            timeout_s=60,
+        )
         devices = make_mesh(mesh)
         loaded = load_model(args.model, mesh=devices, dtype=np.float32)
         check_weights(loaded.params, devices)
@@ -254,7 +263,7 @@ def follow(
         started: dict[int, float] = {}
         with Follower(runner, link) as follower:
             follower.run(recorded_and_replayed(link.commands(wire), runner, started))
-        leave()
+        presence.leave()
     Path(args.folder, f"{settings.rank}.json").write_text(json.dumps(started))
 
 
@@ -275,18 +284,6 @@ def recorded_and_replayed(
         if num_resets % 2 == 0:
             replay(runner, recorded)
         recorded.clear()
-
-
-def enter_world(settings: WorldSettings) -> None:
-    """Join JAX's world."""
-    enter(
-        settings.jax_coordinator,
-        num_hosts=settings.num_hosts,
-        host_rank=settings.rank,
-        platform="cpu",
-        timeout_s=60,
-    )
-    use_compile_cache()
 
 
 def plan_sizes(steps: Sequence[Step], wire: Wire) -> dict[str, dict[str, float]]:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from distkv_jax.cache.coordinator import Usage
-from distkv_jax.engine.build import build_engine
 from distkv_jax.engine.commands import World
 from distkv_jax.engine.compile_cache import use_compile_cache
 from distkv_jax.engine.config import EngineConfig
@@ -33,10 +32,9 @@ from distkv_jax.engine.request import Request
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.thread import EngineThread
 from distkv_jax.errors import ConfigError, RequestError
-from distkv_jax.mesh import MeshConfig, load_mesh_config, make_mesh
-from distkv_jax.models.checkpoint import load_model
+from distkv_jax.mesh import MeshConfig, load_mesh_config
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
-from distkv_jax.world.weights import check_weights
+from distkv_jax.world.loader import Loader
 
 SIMULATED_STEP_TOKENS = 128
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -88,22 +86,16 @@ class LLM:
         config = engine_config(engine_args, mesh_config)
         weight_dtype = dtype_on(dtype, mesh_config)
         use_compile_cache()
-        self.mesh = make_mesh(mesh_config)
+        self.platform = mesh_config.platform
+        self._loader = Loader(
+            model, mesh=mesh_config, dtype=weight_dtype, config=config, world=world
+        )
         with Progress(show_progress) as progress:
-            loaded = load_model(
-                model,
-                mesh=self.mesh,
-                dtype=weight_dtype,
-                progress=progress.weights,
-            )
-            if world is not None:
-                check_weights(loaded.params, self.mesh)
-            engine = build_engine(loaded, self.mesh, config, progress.programs, world)
+            loaded, engine = self._loader.load(weights=progress.weights, programs=progress.programs)
         self.config = config
         self.model_config = loaded.config
         self._admission = engine.admission
         self.max_model_len = engine.admission.max_model_len
-        self.capacity = capacity_of(engine)
         self._tokenizer = loaded.tokenizer
         self._default_sampling: dict[str, Any] = {**loaded.sampling}
         self._names = itertools.count()
@@ -253,6 +245,21 @@ class LLM:
                 yield snapshot(output)
 
     @property
+    def can_renew(self) -> bool:
+        """Whether it goes on when processes of its world are lost or come."""
+        return self._loader.can_renew
+
+    @property
+    def mesh_shape(self) -> Mapping[str, int]:
+        """Devices along each axis of the mesh as it is now."""
+        return self._loader.mesh_shape
+
+    @property
+    def capacity(self) -> Capacity:
+        """Tokens of KV that fit in the engine as it is now."""
+        return self._loader.capacity
+
+    @property
     def thread(self) -> EngineThread:
         """The engine's thread, for who waits in a way of its own: the service."""
         return self._thread
@@ -390,16 +397,6 @@ def engine_config(engine_args: Mapping[str, Any], mesh: MeshConfig) -> EngineCon
         # Simulated instances share the same cores, padding of all of them included.
         engine_args = {"max_num_batched_tokens": SIMULATED_STEP_TOKENS, **engine_args}
     return EngineConfig(**engine_args)
-
-
-def capacity_of(engine: Engine) -> Capacity:
-    """Count the KV tokens that fit."""
-    instance_tokens = engine.runner.pool.num_blocks * engine.runner.pool.block_size
-    return Capacity(
-        instance_tokens=instance_tokens,
-        mesh_tokens=instance_tokens * engine.runner.num_instances,
-        request_tokens=engine.admission.max_slots,
-    )
 
 
 def view_of(engine: Engine) -> PoolView:

@@ -216,6 +216,12 @@ def for_hosts(config: MeshConfig, hosts: int) -> MeshConfig:
     return dataclasses.replace(config, hosts=hosts)
 
 
+def on_hosts(config: MeshConfig, hosts: int) -> MeshConfig:
+    """Give the part of a mesh that so many of its hosts hold; each holds whole instances."""
+    per_host = config.instance // config.hosts
+    return dataclasses.replace(config, instance=per_host * hosts, hosts=hosts)
+
+
 def _simulate(config: MeshConfig) -> None:
     """Ask for enough CPU devices, without taking away any the user asked for."""
     add_xla_flags(SIMULATION_FLAGS)

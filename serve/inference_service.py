@@ -83,7 +83,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             vocab_size=llm.model_config.vocab_size,
             has_tokenizer=llm.has_tokenizer,
             block_size=llm.config.block_size,
-            num_instances=llm.mesh.shape["instance"],
+            num_instances=llm.mesh_shape["instance"],
             instance_tokens=llm.capacity.instance_tokens,
             mesh_tokens=llm.capacity.mesh_tokens,
             request_tokens=llm.capacity.request_tokens,

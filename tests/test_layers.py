@@ -26,6 +26,8 @@ SHARED = [
     "mesh_configs",
 ]
 PRIVATE = "jax._src"  # named here to be forbidden: JAX's insides change without notice
+# What has no public way, each with its reason where it is used; a line that nobody needs is red.
+ALLOWED = {"distkv_jax.engine.compile_cache": [PRIVATE]}
 FILES = sorted(
     path for top in ("distkv_jax", "pallas_kernels", "serve") for path in (ROOT / top).rglob("*.py")
 )
@@ -83,9 +85,11 @@ def test_imports_point_down(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_private_of_jax_is_imported(path: Path):
-    names = imports_of(path.read_text(), module_of(path))
+    module = module_of(path)
+    names = imports_of(path.read_text(), module)
 
-    assert [name for name in names if f"{name}.".startswith(f"{PRIVATE}.")] == []
+    private = [name for name in names if f"{name}.".startswith(f"{PRIVATE}.")]
+    assert private == ALLOWED.get(module, [])
 
 
 @pytest.mark.parametrize(

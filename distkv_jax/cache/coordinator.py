@@ -85,6 +85,11 @@ class Coordinator:
         """Tell how many blocks a sequence of `home` could have if nobody else had any."""
         return capacity(self.rmanagers, home)
 
+    @property
+    def max_blocks(self) -> int:
+        """Blocks that a sequence could have if nobody else had any, at the best home."""
+        return max(map(self.capacity, range(self.num_instances)))
+
     def choose_home(self, num_blocks: int, *, reserved: Sequence[int] | None = None) -> int:
         """Choose the instance with most free blocks, the lowest index among equals.
 

@@ -15,9 +15,9 @@ from distkv_jax.llm import LLM, engine_config
 from distkv_jax.mesh import MeshConfig, for_hosts, load_mesh_config
 from distkv_jax.models.model_folder import read_config
 from distkv_jax.world.fingerprint import Fingerprint, fingerprint_of
-from distkv_jax.world.processes import enter, leave
 from serve.launch.detect import detect
 from serve.launch.names import wait_for_name
+from serve.launch.told import READY, UP, tell_fenced
 from serve.world.exit import end_process, leave_at_once
 from serve.world.follow import follow
 from serve.world.leader import Leader
@@ -101,19 +101,14 @@ def lead(place: Place, *, show_progress: bool) -> Iterator[LLM]:
         place.token,
         num_slots=place.config.max_num_seqs,
         vocab_size=read_config(place.model).vocab_size,
+        platform=place.mesh.platform,
         on_lost=end_process,
     )
     with ends_hard(), leader:
         if settings.launcher in ("lws", "job"):
             wait_for_name(settings.host, settings.join_timeout_s)
         leader.gather()
-        enter(
-            settings.jax_coordinator,
-            num_hosts=settings.num_hosts,
-            host_rank=settings.rank,
-            platform=place.mesh.platform,
-            timeout_s=settings.join_timeout_s,
-        )
+        leader.enter()
         with LLM(
             place.model,
             mesh=place.mesh,
@@ -124,9 +119,15 @@ def lead(place: Place, *, show_progress: bool) -> Iterator[LLM]:
         ) as llm:
             # Its thread may wait for devices that never answer: requests end without it.
             leader.on_lost = llm.thread.abandon
+            leader.on_fenced = tell_fenced
+            print(UP, file=sys.stderr, flush=True)
+            if llm.can_renew:
+                leader.on_due = llm.thread.wake
+                print(READY, file=sys.stderr, flush=True)
             yield llm
+            leader.on_due = None
             leader.on_lost = end_process
-    leave()
+    leader.leave()
 
 
 @contextlib.contextmanager

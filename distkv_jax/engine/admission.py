@@ -46,16 +46,27 @@ class Admission:
         self._config = config
         self._model = model
         self._tokenizer = tokenizer
-        self._coordinator = coordinator
+        self.move_to(coordinator)
         self._random = random.Random(config.seed)
         self._num_arrivals = 0
 
+    def move_to(self, coordinator: Coordinator) -> None:
+        """Go on with other pools."""
+        # Nothing more of it: it refers to the devices.
+        self._num_instances = coordinator.num_instances
+        self.max_slots = coordinator.max_blocks * self._config.block_size
+
+    def has_room_for(self, sequence: Sequence) -> bool:
+        """Whether an empty engine could serve all of a sequence that was taken in before."""
+        if self._fits_by_window:
+            return True
+        return sequence.prompt_len + sequence.max_tokens - 1 <= self.max_slots
+
     @property
-    def max_slots(self) -> int:
-        """KV slots a sequence could have if it were alone."""
-        homes = range(self._coordinator.num_instances)
-        blocks = max(self._coordinator.capacity(home) for home in homes)
-        return blocks * self._config.block_size
+    def _fits_by_window(self) -> bool:
+        # Blocks that left the window are free again, two are only partly inside.
+        window = self._model.sliding_window
+        return window is not None and window + 2 * self._config.block_size <= self.max_slots
 
     def check(self, request: Request) -> int:
         """Verify that a request could be served by an empty engine.
@@ -165,15 +176,13 @@ class Admission:
         longest = self.max_model_len - num_prompt
         if asked is not None and asked < longest:
             longest = asked
-        window = self._model.sliding_window
-        # Blocks that left the window are free again, two are only partly inside.
-        if window is not None and window + 2 * self._config.block_size <= self.max_slots:
+        if self._fits_by_window:
             return longest
         room = self.max_slots + 1 - num_prompt
         if asked is None:
             longest = min(longest, room)
         if longest > room or room < 1:
-            instances = self._coordinator.num_instances
+            instances = self._num_instances
             given = num_prompt + max(longest, 1) - 1
             held = "alone" if instances == 1 or not self._config.pooling else "together"
             raise PromptTooLong(

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from distkv_jax.cache.coordinator import Coordinator
-from distkv_jax.cache.performance import StepModel
+from distkv_jax.cache.performance import Profile, StepModel
 from distkv_jax.cache.planner import Planner
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
@@ -18,6 +18,7 @@ from distkv_jax.engine.encode import Encoder
 from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.implementation import implementation_for
 from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
+from distkv_jax.engine.parts import Parts, Renewal
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pool_spec import PoolSpec, pool_spec
 from distkv_jax.engine.pressure import Pressure
@@ -38,6 +39,7 @@ def build_engine(
     config: EngineConfig,
     progress: Progress | None = None,
     world: World | None = None,
+    renewal: Renewal | None = None,
 ) -> Engine:
     """Size the pools, compile the programs, and start with every block free.
 
@@ -47,20 +49,62 @@ def build_engine(
         config: Sizes and policies.
         progress: Told of each program that is compiled.
         world: The other processes that have a part of the mesh; None where there are none.
+        renewal: Makes the engine's parts again when those processes change.
 
     Raises:
         ConfigError: The settings and the memory do not go together.
         WorldLost: One of the other processes is gone.
     """
-    num_instances = mesh.shape[INSTANCE]
-    num_blocks = config.num_blocks or size_pool(model, mesh, config)
-    pool = spec_of(model, mesh, config, num_blocks)
-    shapes = shape_table(config, num_instances, num_blocks)
-    coordinator = Coordinator(
-        num_instances, num_blocks, lend_cap=config.lend_cap, pooling=config.pooling
-    )
+    coordinator = make_coordinator(model, mesh, config)
     # Before anything compiles: it refuses a limit that the model does not have.
     admission = Admission(config, model.config, coordinator, model.tokenizer)
+    return Engine(
+        build_parts(model, mesh, config, coordinator, progress, world),
+        admission=admission,
+        collector=Collector(model.tokenizer),
+        max_step_failures=config.max_step_failures,
+        renewal=renewal,
+    )
+
+
+def make_coordinator(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> Coordinator:
+    """Size the pools; every block is free."""
+    return Coordinator(
+        mesh.shape[INSTANCE],
+        config.num_blocks or size_pool(model, mesh, config),
+        lend_cap=config.lend_cap,
+        pooling=config.pooling,
+    )
+
+
+def build_parts(
+    model: LoadedModel,
+    mesh: Mesh,
+    config: EngineConfig,
+    coordinator: Coordinator,
+    progress: Progress | None = None,
+    world: World | None = None,
+    profile: Profile | None = None,
+) -> Parts:
+    """Make what belongs to the devices of a mesh.
+
+    Args:
+        model: On the mesh.
+        mesh: As of `build_engine`.
+        config: Sizes and policies.
+        coordinator: Of its blocks.
+        progress: Told of each program that is compiled.
+        world: As of `build_engine`.
+        profile: How long steps take on such a mesh; None to find it out as `config` says.
+
+    Raises:
+        ConfigError: The settings and the memory do not go together.
+        WorldLost: One of the other processes is gone.
+    """
+    num_instances = coordinator.num_instances
+    num_blocks = coordinator.rmanagers[0].num_blocks
+    pool = spec_of(model, mesh, config, num_blocks)
+    shapes = shape_table(config, num_instances, num_blocks)
     implementation = implementation_of(model, mesh, config, pool)
     if world is not None:
         world.begin(num_blocks, implementation)
@@ -76,10 +120,10 @@ def build_engine(
         seed=config.seed,
     )
     window = model.config.sliding_window
-    profile = find_profile(config, runner, shapes)
+    profile = profile or find_profile(config, runner, shapes)
     step_model = None if profile is None else StepModel(profile)
     pressure = Pressure(coordinator, patience=config.plan_period)
-    return Engine(
+    return Parts(
         runner=runner,
         coordinator=coordinator,
         scheduler=Scheduler(
@@ -102,10 +146,7 @@ def build_engine(
             planner=make_planner(config, step_model),
             explain=print_line if config.explain_placement else None,
         ),
-        admission=admission,
-        collector=Collector(model.tokenizer),
         step_model=step_model,
-        max_step_failures=config.max_step_failures,
     )
 
 

@@ -55,6 +55,24 @@ class World(Protocol):
     Nothing else may use the mesh's devices.
     """
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it must be formed anew: a process is lost, or one has come."""
+        ...
+
+    def reform(self) -> int:
+        """Form it anew, of the processes that are left and of those that have come.
+
+        Whoever calls it has let go of all arrays and programs.
+
+        Returns:
+            How many processes there are now.
+
+        Raises:
+            WorldLost: It is over for good.
+        """
+        ...
+
     def begin(self, num_blocks: int, implementation: str) -> None:
         """Have the others make their runners.
 

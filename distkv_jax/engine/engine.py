@@ -5,19 +5,19 @@ import itertools
 import time
 from collections.abc import Iterable
 
-from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.cache.performance import StepModel
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
-from distkv_jax.engine.encode import Encoded, Encoder
+from distkv_jax.engine.encode import Encoded
 from distkv_jax.engine.outputs import Update
-from distkv_jax.engine.rebalance import MoveStats, Rebalancer
+from distkv_jax.engine.parts import Parts, Renewal
+from distkv_jax.engine.rebalance import MoveStats
 from distkv_jax.engine.request import Request
-from distkv_jax.engine.runner import InFlight, Runner
+from distkv_jax.engine.runner import InFlight
 from distkv_jax.engine.sampler_state import slot_row
-from distkv_jax.engine.scheduler import Scheduler, StepPlan
+from distkv_jax.engine.scheduler import StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, State
-from distkv_jax.errors import InvariantError, StepFailed
+from distkv_jax.errors import InvariantError, StepFailed, WorldLost
 
 MAX_EMPTY_STEPS = 8
 """Steps in a row in which all may wait for recalls: one each is what it takes."""
@@ -62,44 +62,55 @@ class Engine:
 
     The host runs one step behind the device: a step is planned and dispatched before the tokens of
     the one before are read. A step that raises loses the pools; its sequences are prefilled again
-    from their known tokens.
+    from their known tokens. Where several processes share the mesh, and one is lost or comes, so
+    are all sequences, on parts that `renewal` makes.
     """
 
     def __init__(
         self,
+        parts: Parts,
         *,
-        runner: Runner,
-        coordinator: Coordinator,
-        scheduler: Scheduler,
-        encoder: Encoder,
-        rebalancer: Rebalancer,
         admission: Admission,
         collector: Collector,
-        step_model: StepModel | None,
         max_step_failures: int,
+        renewal: Renewal | None = None,
     ) -> None:
+        """Begin with no request.
+
+        Args:
+            parts: What belongs to the devices.
+            admission: Takes requests in.
+            collector: Makes tokens updates.
+            max_step_failures: In a row, after which the running requests end with an error.
+            renewal: Makes other parts when the devices change; None where they do not.
+        """
         self.stats = EngineStats()
-        self.coordinator = coordinator
-        self.runner = runner
-        self._scheduler = scheduler
-        self._encoder = encoder
-        self._rebalancer = rebalancer
         self.admission = admission
         self._collector = collector
-        self._step_model = step_model
         self._max_step_failures = max_step_failures
+        self._renewal = renewal
+        self._use(parts)
         self._requests: dict[str, tuple[Request, list[Sequence]]] = {}
         self._deadlines: dict[str, float] = {}
         self._in_flight: InFlight | None = None
         self._num_failures_in_a_row = 0
         self._num_empty = 0
         self._is_audited = True
-        coordinator.beat()
+
+    def _use(self, parts: Parts) -> None:
+        self.runner, self.coordinator = parts.runner, parts.coordinator
+        self._scheduler, self._encoder = parts.scheduler, parts.encoder
+        self._rebalancer, self.step_model = parts.rebalancer, parts.step_model
+        self.coordinator.beat()
 
     @property
     def has_work(self) -> bool:
         """Whether a call of `step` would do anything."""
-        return bool(self._requests) or self._in_flight is not None
+        return bool(self._requests) or self._in_flight is not None or self._is_renewal_due
+
+    @property
+    def _is_renewal_due(self) -> bool:
+        return self._renewal is not None and self._renewal.is_due
 
     @property
     def num_running(self) -> int:
@@ -140,21 +151,25 @@ class Engine:
 
         Raises:
             InvariantError: A promise of ours is broken; stop serving.
+            WorldLost: Another process of the mesh is, and it cannot be done without.
         """
+        if self._is_renewal_due:
+            return self._renew()
         begin = time.perf_counter()
         updates = self._end_overdue()
         waited_before = self.stats.wait_s
-        previous, self._in_flight = self._in_flight, None
+        failure = None
         try:
-            self._coordinate()
-            plan = self._scheduler.schedule()
-            self._check_progress(plan, previous)
-            self._in_flight = self._dispatch(plan)
-            if previous is not None:
-                updates += self._collect(previous)
-                self._num_failures_in_a_row = 0
+            updates += self._advance()
         except StepFailed as error:
-            updates += self._recover(str(error))
+            failure = str(error)
+        except WorldLost as error:
+            if not self._is_renewal_due:
+                raise
+            failure = str(error)
+        # Out here nothing refers to the step's arrays any more, and with them to the devices.
+        if failure is not None:
+            updates += self._recover(failure)
         self._beat()
         self.stats.num_preemptions = self._scheduler.num_preemptions
         self.stats.moved = self._rebalancer.stats
@@ -169,6 +184,18 @@ class Engine:
         self._in_flight = None
         self.coordinator.beat()
         self.coordinator.check_idle()
+        return updates
+
+    def _advance(self) -> list[Update]:
+        previous, self._in_flight = self._in_flight, None
+        self._coordinate()
+        plan = self._scheduler.schedule()
+        self._check_progress(plan, previous)
+        self._in_flight = self._dispatch(plan)
+        if previous is None:
+            return []
+        updates = self._collect(previous)
+        self._num_failures_in_a_row = 0
         return updates
 
     def _coordinate(self) -> None:
@@ -210,8 +237,8 @@ class Engine:
         self.stats.num_steps += 1
         self.stats.num_spanning_steps += encoded.num_spanning > 0
         self.stats.num_computed_tokens += encoded.num_tokens
-        if self._step_model is not None:
-            self.stats.modelled_s += step_s(self._step_model, encoded)
+        if self.step_model is not None:
+            self.stats.modelled_s += step_s(self.step_model, encoded)
         return self.runner.dispatch(encoded)
 
     def _set_slot(self, sequence: Sequence) -> None:
@@ -265,16 +292,52 @@ class Engine:
             failed = {sequence.key.request_id for sequence in victims}
             self._num_failures_in_a_row = 0
             updates = self._end_all(failed, FinishReason.ERROR, f"steps kept failing: {error}")
-            self.runner.reset()
-            return updates
+            return updates + self._reset()
         for sequence in victims:
             sequence.num_pending = 0
             if sequence.state is State.RUNNING:
                 self._scheduler.preempt(sequence)
             else:
                 self._scheduler.add(sequence)
+        return self._reset()
+
+    def _reset(self) -> list[Update]:
+        """Let go of pools that a failed step has spoilt."""
+        if self._renewal is not None:
+            # The connections between the processes are spoilt too.
+            return self._renew()
         self.runner.reset()
         return []
+
+    def _renew(self) -> list[Update]:
+        """Go on with other devices: every live sequence is prefilled again there.
+
+        Returns:
+            The ends of those for which there is no room any more.
+        """
+        assert self._renewal is not None
+        self._in_flight = None
+        moved, num_preemptions = self._rebalancer.stats, self._scheduler.num_preemptions
+        # Whoever refers to the old devices holds up the processes that wait for this one.
+        del self.runner, self.coordinator, self._scheduler, self._rebalancer
+        self._use(self._renewal.renew())
+        self._rebalancer.stats, self._scheduler.num_preemptions = moved, num_preemptions
+        self.admission.move_to(self.coordinator)
+        self._num_empty = 0
+        for _, sequences in self._requests.values():
+            for sequence in sequences:
+                if sequence.state is not State.FINISHED:
+                    sequence.restart()
+                    sequence.num_pending = 0
+                    self._scheduler.add(sequence)
+        homeless = [
+            request_id
+            for request_id, (_, sequences) in self._requests.items()
+            if not all(map(self.admission.has_room_for, sequences))
+        ]
+        num, limit = self.coordinator.num_instances, self.admission.max_slots
+        told = f"the {num} instances that are left hold {limit} KV slots for one request"
+        return self._end_all(homeless, FinishReason.ERROR, told)
 
     def _end_overdue(self) -> list[Update]:
         if not self._deadlines:

@@ -1,5 +1,6 @@
 """The engine's thread: the only one that touches scheduler, coordinator and devices."""
 
+import contextlib
 import logging
 import queue
 import threading
@@ -116,6 +117,11 @@ class EngineThread:
         result: Future[T] = Future()
         self._send(Call(read, result))
         return result
+
+    def wake(self) -> None:
+        """Have the engine look for something to do, from any thread; once stopped it does not."""
+        with contextlib.suppress(EngineStopped):
+            self.call_soon(lambda engine: None)
 
     def abandon(self, error: DistKVError) -> None:
         """End everything with an error at once, from any thread but the engine's.

@@ -115,8 +115,8 @@ def info_of(llm: LLM, model: str) -> dict[str, str]:
         "version": distkv_jax.__version__,
         "jax_version": jax.__version__,
         "model": model,
-        "mesh": ",".join(f"{axis}={size}" for axis, size in llm.mesh.shape.items()),
-        "platform": llm.mesh.devices.flat[0].platform,
+        "mesh": ",".join(f"{axis}={size}" for axis, size in llm.mesh_shape.items()),
+        "platform": llm.platform,
         "block_size": str(llm.config.block_size),
         "pooling": str(llm.config.pooling).lower(),
     }

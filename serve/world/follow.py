@@ -1,20 +1,22 @@
 """A process that follows, from joining its leader to leaving."""
 
+import os
 import sys
 from pathlib import Path
 
 import grpc
 
 from distkv_jax.engine.build import follow_engine
-from distkv_jax.engine.compile_cache import use_compile_cache
+from distkv_jax.engine.compile_cache import use_compile_cache, write_own_programs
 from distkv_jax.engine.config import EngineConfig
-from distkv_jax.errors import ConfigError, Unavailable
+from distkv_jax.engine.runner import step_failures
+from distkv_jax.errors import ConfigError, StepFailed, Unavailable, WorldLost
 from distkv_jax.llm import dtype_on
-from distkv_jax.mesh import MeshConfig, make_mesh
+from distkv_jax.mesh import MeshConfig, make_mesh, on_hosts
 from distkv_jax.models.checkpoint import load_model
 from distkv_jax.world.fingerprint import Fingerprint
 from distkv_jax.world.follower import Follower
-from distkv_jax.world.processes import enter, leave
+from distkv_jax.world.processes import Presence
 from distkv_jax.world.weights import check_weights
 from serve.proto.distkv.internal.v1 import world_pb2 as pb
 from serve.proto.distkv.internal.v1 import world_pb2_grpc as pb_grpc
@@ -23,6 +25,9 @@ from serve.world.link import Link
 from serve.world.settings import WorldSettings
 from serve.world.token import KEY
 from serve.world.wire import Wire
+
+SET_UP = 1
+"""Stands for the command that fails, where there was none yet."""
 
 
 def follow(
@@ -43,39 +48,79 @@ def follow(
     """
     with connect(settings) as channel:
         stub = pb_grpc.WorldStub(channel)
-        joined = join(stub, settings, fingerprint, token)
-        link = Link(stub, settings, token, joined, end_process)
-        try:
-            enter(
-                joined.jax_coordinator,
-                num_hosts=settings.num_hosts,
-                host_rank=settings.rank,
-                platform=mesh.platform,
-                timeout_s=settings.join_timeout_s,
-            )
-            use_compile_cache()
-            devices = make_mesh(mesh)
-            loaded = load_model(model, mesh=devices, dtype=dtype_on(dtype, mesh))
-            check_weights(loaded.params, devices)
-            begin = link.begin()
-            if begin is not None:
-                link.set_stage(pb.STAGE_COMPILING)
-                runner = follow_engine(
-                    loaded, devices, config, begin.num_blocks, begin.implementation
+        while True:
+            joined = join(stub, settings, fingerprint, token)
+            link = Link(stub, settings, token, joined, end_process)
+            presence = None
+            try:
+                presence = Presence(
+                    joined.jax_coordinator,
+                    num_processes=joined.num_processes,
+                    process_id=joined.process_id,
+                    platform=mesh.platform,
+                    timeout_s=settings.join_timeout_s,
                 )
-                link.set_stage(pb.STAGE_READY)
-                wire = Wire(
-                    num_blocks=begin.num_blocks,
-                    num_slots=config.max_num_seqs,
-                    vocab_size=runner.vocab_size,
+                follow_epoch(
+                    link, settings, joined, model=model, mesh=mesh, dtype=dtype, config=config
                 )
-                print(f"rank {settings.rank} of {settings.num_hosts} follows", file=sys.stderr)
-                with Follower(runner, link) as follower:
-                    follower.run(link.commands(wire))
-        except Exception as error:
-            link.failed(0, str(error))
-            raise
-        leave()
+            except (StepFailed, WorldLost) as error:
+                # Another process was lost meanwhile, or soon hears that this one cannot go on.
+                link.failed(SET_UP, str(error))
+                link.wait_end()
+            except Exception as error:
+                link.failed(0, str(error))
+                raise
+            if not link.is_reforming:
+                if presence is not None:
+                    presence.leave()
+                link.close()
+                return
+            if presence is None:
+                raise WorldLost(f"rank {settings.rank} could not enter epoch {joined.epoch}")
+            presence.drop_devices()
+            presence.leave()
+            link.close()
+
+
+def follow_epoch(
+    link: Link,
+    settings: WorldSettings,
+    joined: pb.JoinResponse,
+    *,
+    model: str | Path,
+    mesh: MeshConfig,
+    dtype: str,
+    config: EngineConfig,
+) -> None:
+    """Make a runner, and run the leader's commands until it ends the epoch.
+
+    Nothing refers to the devices any more when it returns.
+
+    Raises:
+        ConfigError: The model cannot run here.
+        StepFailed: The devices failed before there was a runner.
+    """
+    use_compile_cache()
+    write_own_programs()
+    with step_failures():
+        devices = make_mesh(on_hosts(mesh, joined.num_processes))
+        loaded = load_model(model, mesh=devices, dtype=dtype_on(dtype, mesh))
+        check_weights(loaded.params, devices)
+        begin = link.begin()
+        if begin is None:
+            return
+        link.set_stage(pb.STAGE_COMPILING)
+        runner = follow_engine(loaded, devices, config, begin.num_blocks, begin.implementation)
+    link.set_stage(pb.STAGE_READY)
+    wire = Wire(
+        num_blocks=begin.num_blocks, num_slots=config.max_num_seqs, vocab_size=runner.vocab_size
+    )
+    print(
+        f"rank {settings.rank} follows, one of {joined.num_processes} in epoch {joined.epoch}",
+        file=sys.stderr,
+    )
+    with Follower(runner, link) as follower:
+        follower.run(link.commands(wire))
 
 
 def connect(settings: WorldSettings) -> grpc.Channel:
@@ -87,14 +132,17 @@ def connect(settings: WorldSettings) -> grpc.Channel:
 def join(
     stub: pb_grpc.WorldStub, settings: WorldSettings, fingerprint: Fingerprint, token: str
 ) -> pb.JoinResponse:
-    """Ask to be let in, and wait until all ranks are.
+    """Ask to be let in, and wait until an epoch begins.
 
     Raises:
         ConfigError: The leader refused this process; says why.
         Unavailable: There is no leader, or not all ranks came.
     """
     request = pb.JoinRequest(
-        rank=settings.rank, num_hosts=settings.num_hosts, fingerprint=fingerprint
+        rank=settings.rank,
+        num_hosts=settings.num_hosts,
+        pid=os.getpid(),
+        fingerprint=fingerprint,
     )
     address = f"{settings.host}:{settings.port}"
     try:

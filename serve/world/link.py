@@ -15,12 +15,17 @@ from serve.world.settings import WorldSettings
 from serve.world.token import KEY
 from serve.world.wire import Wire
 
+ENDS = ("stop", "reform")
+
 
 class Link:
     """Receives on a thread of its own, so that orders are there when they are wanted.
 
     Implements `world.follower.Reporter`. When the leader is gone or silent `on_lost` is called, on
     a thread of the link's: whoever waits for the devices then may wait for ever.
+
+    Attributes:
+        is_reforming: Whether the leader has ended the epoch to begin another one.
     """
 
     def __init__(
@@ -49,12 +54,14 @@ class Link:
         self._orders: queue.SimpleQueue[pb.Order] = queue.SimpleQueue()
         self._last_heard = time.monotonic()
         self._is_over = threading.Event()
+        self._is_told = False
+        self.is_reforming = False
         self._call = stub.Follow(self._reports(), metadata=((KEY, token),))
         for work in (self._receive, self._watch):
             threading.Thread(target=work, name=f"distkv{work.__name__}", daemon=True).start()
 
     def begin(self) -> pb.Begin | None:
-        """Wait for the leader to say what is to be made; None if it stops before."""
+        """Wait for the leader to say what is to be made; None if the epoch ends before."""
         order = self._orders.get()
         return order.begin if order.HasField("begin") else None
 
@@ -65,14 +72,24 @@ class Link:
         self._news.set()
 
     def commands(self, wire: Wire) -> Iterator[Command]:
-        """Give commands as they come, until the leader stops."""
-        while (order := self._orders.get()).WhichOneof("order") != "stop":
+        """Give commands as they come, until the leader ends the epoch."""
+        while (order := self._orders.get()).WhichOneof("order") not in ENDS:
             command = wire.command_of(order)
             if isinstance(command, Reset):
                 with self._lock:
                     self._report.ClearField("failure")
             if command is not None:
                 yield command
+
+    def wait_end(self) -> None:
+        """Wait until the leader ends the epoch, whatever else it says."""
+        while self._orders.get().WhichOneof("order") not in ENDS:
+            pass
+
+    def close(self) -> None:
+        """Hang up: this process has left the epoch."""
+        self._is_over.set()
+        self._news.set()
 
     def dispatched(self, number: int) -> None:
         """Report a command that was started."""
@@ -112,9 +129,9 @@ class Link:
             for order in self._call:
                 self._last_heard = time.monotonic()
                 kind = order.WhichOneof("order")
-                if kind == "stop":
-                    self._is_over.set()
-                    self._news.set()
+                if kind in ENDS:
+                    self._is_told = True
+                    self.is_reforming = kind == "reform"
                 elif kind != "beat" and kind != "begin" and kind is not None:
                     with self._lock:
                         self._report.received = getattr(order, kind).number
@@ -125,7 +142,7 @@ class Link:
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
             why = str(error.details())
-        if not self._is_over.is_set():
+        if not self._is_over.is_set() and not self._is_told:
             self._lose(f"rank {self._rank} has no leader any more: {why}")
 
     def _watch(self) -> None:
@@ -136,7 +153,7 @@ class Link:
                 # It was this process that stood still; the leader has gone on without it, or not.
                 self._last_heard = now
             last_look = now
-            if now - self._last_heard > self._timeout_s:
+            if now - self._last_heard > self._timeout_s and not self._is_told:
                 with self._lock:
                     done = f"command {self._report.received} received, "
                     done += f"{self._report.dispatched} started, {self._report.read} read"

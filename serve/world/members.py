@@ -24,6 +24,10 @@ class Member:
         last_heard: `time.monotonic()` of its last report.
         failure: A command that failed there, and how.
         failed: `time.monotonic()` of when that was heard first.
+        pid: Of the process, on its host.
+        process_id: As JAX numbers the processes of the epoch.
+        left: `time.monotonic()` of when it left an epoch that was over; None where it has not.
+        end: Why it does not belong to the world any more; None where it does.
     """
 
     rank: int
@@ -36,6 +40,10 @@ class Member:
     last_heard: float = dataclasses.field(default_factory=time.monotonic)
     failure: tuple[int, str] | None = None
     failed: float = 0.0
+    pid: int = 0
+    process_id: int = 0
+    left: float | None = None
+    end: str | None = None
 
     def take(self, report: pb.Report) -> None:
         """Remember what it says."""

@@ -1,9 +1,10 @@
 """What the processes that follow call: to join a world, and to be told what to run."""
 
+import concurrent.futures
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -29,11 +30,11 @@ class WorldService(pb_grpc.WorldServicer):
         settings: WorldSettings,
         token: str,
         roll_call: RollCall,
-        members: Mapping[int, Member],
         *,
-        epoch: int,
+        member_of: Callable[[pb.Report], Member],
+        arrived: Callable[[], None],
         take: Callable[[Member, pb.Report], None],
-        lose: Callable[[str], None],
+        left: Callable[[Member, bool], None],
         lost: Callable[[], WorldLost | None],
     ) -> None:
         """Serve a world.
@@ -42,51 +43,49 @@ class WorldService(pb_grpc.WorldServicer):
             settings: Of rank 0.
             token: The secret of all.
             roll_call: Who may come in.
-            members: Those that follow, by rank; their outboxes are sent.
-            epoch: Of the world; calls that belong to another one are refused.
+            member_of: Knows who reports; raises a `ConfigError` for one of another epoch.
+            arrived: Told when somebody waits to be let in.
             take: Takes what a rank reports.
-            lose: Told when a rank has gone.
+            left: Told when a rank's connection was closed, and whether the rank did that itself.
             lost: Why the world is over, once it is lost.
         """
         self._settings = settings
         self._token = token
         self._roll_call = roll_call
-        self._members = members
-        self._epoch = epoch
+        self._member_of = member_of
+        self._arrived = arrived
         self._take = take
-        self._lose = lose
+        self._left = left
         self._lost = lost
 
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinResponse:
-        """Let a rank in, and answer when all are here."""
+        """Let a rank wait, and answer when an epoch begins with it."""
         self._check_token(context)
         try:
-            self._roll_call.enter(request.rank, request.num_hosts, request.fingerprint)
+            caller = self._roll_call.enter(
+                request.rank, request.num_hosts, request.pid, request.fingerprint
+            )
         except ConfigError as error:
             logger.warning("a process was refused: %s", error)
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        if not context.add_callback(lambda: self._roll_call.leave(request.rank)):
-            self._roll_call.leave(request.rank)
-        if not self._roll_call.wait_over():
-            context.abort(grpc.StatusCode.UNAVAILABLE, "not all ranks have joined in time")
-        return pb.JoinResponse(
-            epoch=self._epoch,
-            jax_coordinator=self._settings.jax_coordinator,
-            heartbeat_timeout_s=self._settings.heartbeat_timeout_s,
-        )
+        if not context.add_callback(lambda: self._roll_call.leave(caller)):
+            self._roll_call.leave(caller)
+        self._arrived()
+        try:
+            return caller.answer.result()
+        except concurrent.futures.CancelledError:
+            context.abort(grpc.StatusCode.UNAVAILABLE, self._roll_call.closed)
 
     def Follow(
         self, request_iterator: Iterator[pb.Report], context: grpc.ServicerContext
     ) -> Iterator[pb.Order]:
-        """Send orders to a rank for as long as it and the world live."""
+        """Send orders to a rank until it leaves, or is done without."""
         self._check_token(context)
         first = next(request_iterator, pb.Report())
-        if first.epoch != self._epoch or first.rank not in self._members:
-            context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"rank {first.rank} of epoch {first.epoch} does not belong to epoch {self._epoch}",
-            )
-        member = self._members[first.rank]
+        try:
+            member = self._member_of(first)
+        except ConfigError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         hearing = threading.Thread(
             target=self._hear,
             args=(member, first, request_iterator),
@@ -94,17 +93,21 @@ class WorldService(pb_grpc.WorldServicer):
             daemon=True,
         )
         hearing.start()
-        while context.is_active():
+        # Until it hangs up, also when it was told to leave: it does that last.
+        while context.is_active() and hearing.is_alive():
             try:
                 order = member.outbox.get(timeout=self._settings.beat_s)
             except queue.Empty:
                 order = BEAT
             yield order
-            if order is STOP:
-                return
             member.sent = max(member.sent, number_of(order))
             if (error := self._lost()) is not None:
                 context.abort(grpc.StatusCode.ABORTED, str(error))
+            if member.end is not None:
+                context.abort(
+                    grpc.StatusCode.ABORTED,
+                    f"epoch {first.epoch} goes on without it, {member.end}",
+                )
 
     def _check_token(self, context: grpc.ServicerContext) -> None:
         if not is_in(context.invocation_metadata(), self._token):
@@ -112,14 +115,16 @@ class WorldService(pb_grpc.WorldServicer):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the join token is not this world's")
 
     def _hear(self, member: Member, first: pb.Report, reports: Iterator[pb.Report]) -> None:
+        is_own_will = False
         try:
             self._take(member, first)
             for report in reports:
                 self._take(member, report)
+            is_own_will = True
         # The connection has ended, whichever way gRPC tells it.
         except Exception as error:
             logger.debug("rank %d: %r", member.rank, error)
-        self._lose(f"rank {member.rank} has gone, its connection was closed")
+        self._left(member, is_own_will)
 
 
 def number_of(order: pb.Order) -> int:

@@ -89,6 +89,11 @@ class WorldSettings:
         return f"{self.host}:{self.port + 1}"
 
     @property
+    def leave_s(self) -> float:
+        """Seconds that a rank has to let go of its devices when an epoch is over."""
+        return 5 + 2 * self.heartbeat_timeout_s
+
+    @property
     def beat_s(self) -> float:
         """Seconds between two heartbeats."""
         return self.heartbeat_timeout_s / 5

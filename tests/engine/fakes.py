@@ -14,6 +14,7 @@ from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.encode import Encoded, Encoder
 from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.moves import Copy
+from distkv_jax.engine.parts import Parts
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pressure import Pressure
 from distkv_jax.engine.rebalance import Rebalancer
@@ -177,29 +178,31 @@ def make_engine(
     pressure = Pressure(coordinator, patience=config.plan_period)
     runner = FakeRunner(num_instances)
     return Engine(
-        runner=runner,
-        coordinator=coordinator,
-        scheduler=Scheduler(
-            coordinator, placer, shapes, pressure, num_slots=config.max_num_seqs, window=None
-        ),
-        encoder=Encoder(
-            shapes,
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            num_slots=config.max_num_seqs,
-            window=None,
-        ),
-        rebalancer=Rebalancer(
-            coordinator,
-            runner,
-            pressure,
-            block_size=config.block_size,
-            tokens_per_step=config.move_tokens_per_step,
-            period=config.plan_period,
-            planner=None,
+        Parts(
+            runner=runner,
+            coordinator=coordinator,
+            scheduler=Scheduler(
+                coordinator, placer, shapes, pressure, num_slots=config.max_num_seqs, window=None
+            ),
+            encoder=Encoder(
+                shapes,
+                num_blocks=num_blocks,
+                block_size=config.block_size,
+                num_slots=config.max_num_seqs,
+                window=None,
+            ),
+            rebalancer=Rebalancer(
+                coordinator,
+                runner,
+                pressure,
+                block_size=config.block_size,
+                tokens_per_step=config.move_tokens_per_step,
+                period=config.plan_period,
+                planner=None,
+            ),
+            step_model=None,
         ),
         admission=Admission(config, model_config(), coordinator, byte_tokenizer()),
         collector=Collector(byte_tokenizer()),
-        step_model=None,
         max_step_failures=max_step_failures,
     )

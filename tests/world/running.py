@@ -31,11 +31,13 @@ SHAPE = PlanShape(decode_rows=4, prefill_tiles=0, spanning=False, tile=8, entrie
 
 
 class Service:
-    """`distkv launch` with two processes, and a client of it."""
+    """`distkv launch` with several processes, and a client of it."""
 
-    def __init__(self, model: Path, *settings: str) -> None:
-        words = [*COMMAND, "launch", "--hosts", "2", str(model), "--mesh", "cpu-2", "--dtype"]
-        words += ["float32", "--port", "0", "--http-port", "none", "--quiet", *settings]
+    def __init__(
+        self, model: Path, *settings: str, hosts: int = 2, mesh: str | Path = "cpu-2"
+    ) -> None:
+        words = [*COMMAND, "launch", "--hosts", str(hosts), str(model), "--mesh", str(mesh)]
+        words += ["--dtype", "float32", "--port", "0", "--http-port", "none", "--quiet", *settings]
         self.popen = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
         )
@@ -78,6 +80,7 @@ class Service:
                 self.popen.wait(30)
             except subprocess.TimeoutExpired:
                 self.popen.kill()
+                self.popen.wait()
         self._reader.join(10)
 
     def _address(self) -> str | None:
@@ -130,6 +133,7 @@ class World:
             TOKEN,
             num_slots=4,
             vocab_size=8,
+            platform="cpu",
             on_lost=self.lost.append,
         )
         gathering = threading.Thread(target=self.leader.gather)
@@ -149,7 +153,10 @@ class World:
         return "; ".join(map(str, self.lost))
 
     def close(self) -> None:
-        self.leader.close()
+        closing = threading.Thread(target=self.leader.close)
+        closing.start()
+        self.link.close()
+        closing.join()
         self.channel.close()
 
 

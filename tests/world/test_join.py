@@ -47,6 +47,7 @@ def door(request: pytest.FixtureRequest) -> Iterator[Door]:
         TOKEN,
         num_slots=4,
         vocab_size=8,
+        platform="cpu",
         on_lost=lambda error: None,
     )
     told: list[str] = []

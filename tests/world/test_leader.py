@@ -34,7 +34,7 @@ def run_steps(one: World, count: int) -> None:
 def test_equal_tokens_go_on_and_a_stop_is_in_order() -> None:
     with world() as one:
         run_steps(one, 50)
-        wait_until(lambda: one.leader._members[1].read == 50, "all was read")
+        wait_until(lambda: one.leader._epoch.members[1].read == 50, "all was read")
         stopped = threading.Thread(target=lambda: list(one.link.commands(WIRE)))
         stopped.start()
         one.leader.close()
@@ -66,7 +66,7 @@ def test_a_divergence_names_step_ranks_and_both_digests() -> None:
 def test_a_silent_rank_is_named_with_its_step() -> None:
     with world(heartbeat_timeout_s=0.8) as one:
         run_steps(one, 3)
-        wait_until(lambda: one.leader._members[1].read == 3, "all was read")
+        wait_until(lambda: one.leader._epoch.members[1].read == 3, "all was read")
         # What SIGSTOP does: no report, and nothing is closed.
         begin = time.monotonic()
         one.link._lock.acquire()
@@ -117,7 +117,7 @@ def test_a_silent_leader_ends_who_follows() -> None:
     with world(heartbeat_timeout_s=0.8) as one:
         # It sends nothing any more and closes nothing.
         blocked = Blocked()
-        one.leader._members[1].outbox = blocked  # pyright: ignore[reportAttributeAccessIssue]
+        one.leader._epoch.members[1].outbox = blocked  # pyright: ignore[reportAttributeAccessIssue]
         wait_until(lambda: one.follower_lost, "it is lost")
         blocked.may_go.set()
 

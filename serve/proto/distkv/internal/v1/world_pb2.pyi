@@ -19,7 +19,7 @@ STAGE_COMPILING: Stage
 STAGE_READY: Stage
 
 class JoinRequest(_message.Message):
-    __slots__ = ("rank", "num_hosts", "fingerprint")
+    __slots__ = ("rank", "num_hosts", "fingerprint", "pid")
     class FingerprintEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -30,20 +30,26 @@ class JoinRequest(_message.Message):
     RANK_FIELD_NUMBER: _ClassVar[int]
     NUM_HOSTS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     rank: int
     num_hosts: int
     fingerprint: _containers.ScalarMap[str, str]
-    def __init__(self, rank: _Optional[int] = ..., num_hosts: _Optional[int] = ..., fingerprint: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    pid: int
+    def __init__(self, rank: _Optional[int] = ..., num_hosts: _Optional[int] = ..., fingerprint: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("epoch", "jax_coordinator", "heartbeat_timeout_s")
+    __slots__ = ("epoch", "jax_coordinator", "heartbeat_timeout_s", "num_processes", "process_id")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     JAX_COORDINATOR_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     jax_coordinator: str
     heartbeat_timeout_s: float
-    def __init__(self, epoch: _Optional[int] = ..., jax_coordinator: _Optional[str] = ..., heartbeat_timeout_s: _Optional[float] = ...) -> None: ...
+    num_processes: int
+    process_id: int
+    def __init__(self, epoch: _Optional[int] = ..., jax_coordinator: _Optional[str] = ..., heartbeat_timeout_s: _Optional[float] = ..., num_processes: _Optional[int] = ..., process_id: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("epoch", "rank", "stage", "received", "dispatched", "read", "digests", "failure")
@@ -86,7 +92,7 @@ class Failure(_message.Message):
     def __init__(self, number: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("begin", "step", "move", "fill_slot", "reset", "beat", "stop")
+    __slots__ = ("begin", "step", "move", "fill_slot", "reset", "beat", "stop", "reform")
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     MOVE_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +100,7 @@ class Order(_message.Message):
     RESET_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    REFORM_FIELD_NUMBER: _ClassVar[int]
     begin: Begin
     step: Step
     move: Move
@@ -101,7 +108,8 @@ class Order(_message.Message):
     reset: Reset
     beat: Beat
     stop: Stop
-    def __init__(self, begin: _Optional[_Union[Begin, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., fill_slot: _Optional[_Union[FillSlot, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ...) -> None: ...
+    reform: Reform
+    def __init__(self, begin: _Optional[_Union[Begin, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., fill_slot: _Optional[_Union[FillSlot, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., reform: _Optional[_Union[Reform, _Mapping]] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("num_blocks", "implementation")
@@ -164,6 +172,10 @@ class Beat(_message.Message):
     def __init__(self) -> None: ...
 
 class Stop(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Reform(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

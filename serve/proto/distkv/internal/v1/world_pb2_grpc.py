@@ -54,7 +54,8 @@ class WorldServicer:
     """
 
     def Join(self, request, context):
-        """Answers when all ranks have called, so that none waits for one that is refused.
+        """Answers when all ranks have called, so that none waits for one that is refused. In a world that
+        lives: when it is formed anew, by its members after `Reform` and by who came meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

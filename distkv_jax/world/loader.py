@@ -1,0 +1,152 @@
+"""Loading a model and making its engine: at the start, and again when the world has changed."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from distkv_jax.cache.performance import Profile
+from distkv_jax.engine.build import build_engine, build_parts, make_coordinator
+from distkv_jax.engine.commands import World
+from distkv_jax.engine.config import EngineConfig
+from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.parts import Parts
+from distkv_jax.engine.progress import Capacity
+from distkv_jax.engine.runner import Progress, step_failures
+from distkv_jax.errors import ConfigError, StepFailed, WorldLost
+from distkv_jax.mesh import MeshConfig, make_mesh, on_hosts
+from distkv_jax.models.checkpoint import LoadedModel, load_model
+from distkv_jax.world.weights import check_weights
+
+logger = logging.getLogger(__name__)
+
+
+class Loader:
+    """Makes the engine of a model on a mesh; implements `engine.parts.Renewal`.
+
+    Refers to nothing on the devices.
+
+    Attributes:
+        mesh_shape: Devices along each axis, of the mesh as it is now.
+        capacity: KV tokens that fit in the engine as it is now.
+    """
+
+    mesh_shape: Mapping[str, int]
+    capacity: Capacity
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        mesh: MeshConfig,
+        dtype: jnp.dtype | None,
+        config: EngineConfig,
+        world: World | None,
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            model: Folder or name of a checkpoint.
+            mesh: With all processes.
+            dtype: Of the weights; None for the checkpoint's own.
+            config: Sizes and policies.
+            world: The other processes; None where there are none.
+        """
+        self._model = model
+        self._mesh_config = mesh
+        self._dtype = dtype
+        self._config = config
+        self._world = world
+        # By number of processes: measuring takes longer than all the rest.
+        self._profiles: dict[int, Profile | None] = {}
+
+    @property
+    def can_renew(self) -> bool:
+        """Whether there are other processes, and whole instances on each."""
+        return self._world is not None and self._mesh_config.instance % self._mesh_config.hosts == 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the engine's devices are not those of the world any more, or will not be."""
+        return self._world is not None and self._world.is_due
+
+    def load(
+        self,
+        *,
+        weights: Callable[[int, int], None] | None = None,
+        programs: Progress | None = None,
+    ) -> tuple[LoadedModel, Engine]:
+        """Load the model on the whole mesh.
+
+        Raises:
+            ConfigError: The model, the mesh or a setting cannot work.
+            WorldLost: One of the other processes is gone.
+        """
+        mesh, loaded = self._load(self._mesh_config, weights)
+        renewal = self if self.can_renew else None
+        engine = build_engine(loaded, mesh, self._config, programs, self._world, renewal)
+        self._note(self._mesh_config.hosts, mesh, engine)
+        return loaded, engine
+
+    def renew(self) -> Parts:
+        """Form the world anew and load the model there, until that succeeds.
+
+        Raises:
+            StepFailed: It fails where this process is alone.
+            WorldLost: The world is over for good.
+        """
+        assert self._world is not None
+        begin = time.monotonic()
+        while True:
+            hosts = self._world.reform()
+            try:
+                with step_failures():
+                    parts = self._load_parts(hosts)
+            # The last: one that came differs, and will not come again like that.
+            except (StepFailed, WorldLost, ConfigError) as error:
+                if hosts == 1:
+                    raise
+                logger.warning("the new world of %d processes failed: %s", hosts, error)
+                continue
+            logger.warning(
+                "the world has %d processes now, after %.1f s", hosts, time.monotonic() - begin
+            )
+            return parts
+
+    def _load_parts(self, hosts: int) -> Parts:
+        mesh, loaded = self._load(on_hosts(self._mesh_config, hosts), None)
+        coordinator = make_coordinator(loaded, mesh, self._config)
+        parts = build_parts(
+            loaded, mesh, self._config, coordinator, None, self._world, self._profiles.get(hosts)
+        )
+        self._note(hosts, mesh, parts)
+        return parts
+
+    def _load(
+        self, config: MeshConfig, weights: Callable[[int, int], None] | None
+    ) -> tuple[Mesh, LoadedModel]:
+        mesh = make_mesh(config)
+        loaded = load_model(self._model, mesh=mesh, dtype=self._dtype, progress=weights)
+        if self._world is not None:
+            check_weights(loaded.params, mesh)
+        return mesh, loaded
+
+    def _note(self, hosts: int, mesh: Mesh, made: "Engine | Parts") -> None:
+        model = made.step_model
+        self._profiles[hosts] = None if model is None else model.profile
+        self.mesh_shape = MappingProxyType(dict(mesh.shape))
+        self.capacity = capacity_of(made)
+
+
+def capacity_of(made: Engine | Parts) -> Capacity:
+    """Count the KV tokens that fit."""
+    instance_tokens = made.runner.pool.num_blocks * made.runner.pool.block_size
+    return Capacity(
+        instance_tokens=instance_tokens,
+        mesh_tokens=instance_tokens * made.runner.num_instances,
+        request_tokens=made.coordinator.max_blocks * made.runner.pool.block_size,
+    )
