@@ -363,6 +363,7 @@ class Leader:
         if can_go_on and member is not None:
             self._do_without(member, lost)
         else:
+            self._roll_call.close(str(lost))
             logger.error("the world is lost: %s", lost)
             self.on_lost(lost)
 

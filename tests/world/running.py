@@ -119,13 +119,16 @@ class World:
     """A leader and one that follows it, over real sockets and without devices.
 
     Attributes:
+        port: Of the leader.
         lost: What the leader was told; a world is lost at most once.
+        fenced: Ranks and processes that it went on without, where it may.
         follower_lost: What the one that follows was told.
     """
 
     def __init__(self, **settings: Any) -> None:
-        port = free_port_pair()
+        self.port = port = free_port_pair()
         self.lost: list[WorldLost] = []
+        self.fenced: list[tuple[int, int]] = []
         self.follower_lost: list[WorldLost] = []
         self.leader = Leader(
             settings_of(port, **settings),
