@@ -189,18 +189,25 @@ def test_an_epoch_that_is_lost_on_the_way_is_followed_by_another(one: World) -> 
     assert entrance.stood_in == [1]
 
 
-def test_what_belongs_to_an_epoch_that_is_over_is_refused(one: World) -> None:
+@pytest.mark.parametrize("comes_again", [False, True])
+def test_what_belongs_to_an_epoch_that_is_over_is_refused(one: World, comes_again: bool) -> None:
     one.channel.close()
     wait_until(lambda: one.leader.is_due, "it is due")
-    one.leader.reform()
+    comer = comer_of(one) if comes_again else None
+    if comer is not None:
+        wait_until(lambda: one.leader._roll_call.waiting == {1}, "it waits")
+    assert one.leader.reform() == 1 + comes_again
     told: list[WorldLost] = []
     settings = settings_of(one.port, rank=1)
     with connect(settings) as channel:
+        # One that was stopped, and is not any more.
         old = pb.JoinResponse(epoch=1, heartbeat_timeout_s=1)
         Link(pb_grpc.WorldStub(channel), settings, TOKEN, old, told.append)
         wait_until(lambda: told, "it is told")
 
     assert "rank 1 of epoch 1 does not belong to epoch 2" in str(told[0])
+    if comer is not None:
+        comer.channel.close()
 
 
 def test_a_rank_that_is_still_here_does_not_come_twice(one: World) -> None:
