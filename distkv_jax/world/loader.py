@@ -1,5 +1,6 @@
 """Loading a model and making its engine: at the start, and again when the world has changed."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -61,8 +62,7 @@ class Loader:
         self._dtype = dtype
         self._config = config
         self._world = world
-        # By number of processes: measuring takes longer than all the rest.
-        self._profiles: dict[int, Profile | None] = {}
+        self._profile: Profile | None = None
 
     @property
     def can_renew(self) -> bool:
@@ -89,7 +89,8 @@ class Loader:
         mesh, loaded = self._load(self._mesh_config, weights)
         renewal = self if self.can_renew else None
         engine = build_engine(loaded, mesh, self._config, programs, self._world, renewal)
-        self._note(self._mesh_config.hosts, mesh, engine)
+        self._profile = None if engine.step_model is None else engine.step_model.profile
+        self._note(mesh, engine)
         return loaded, engine
 
     def renew(self) -> Parts:
@@ -119,11 +120,11 @@ class Loader:
 
     def _load_parts(self, hosts: int) -> Parts:
         mesh, loaded = self._load(on_hosts(self._mesh_config, hosts), None)
-        coordinator = make_coordinator(loaded, mesh, self._config)
-        parts = build_parts(
-            loaded, mesh, self._config, coordinator, None, self._world, self._profiles.get(hosts)
-        )
-        self._note(hosts, mesh, parts)
+        config = without_warm_up(self._config)
+        coordinator = make_coordinator(loaded, mesh, config)
+        # Measured once: how an instance computes does not depend on how many there are.
+        parts = build_parts(loaded, mesh, config, coordinator, None, self._world, self._profile)
+        self._note(mesh, parts)
         return parts
 
     def _load(
@@ -135,11 +136,17 @@ class Loader:
             check_weights(loaded.params, mesh)
         return mesh, loaded
 
-    def _note(self, hosts: int, mesh: Mesh, made: "Engine | Parts") -> None:
-        model = made.step_model
-        self._profiles[hosts] = None if model is None else model.profile
+    def _note(self, mesh: Mesh, made: "Engine | Parts") -> None:
         self.mesh_shape = MappingProxyType(dict(mesh.shape))
         self.capacity = capacity_of(made)
+
+
+def without_warm_up(config: EngineConfig) -> EngineConfig:
+    """Settings for an epoch after the first, whose requests wait.
+
+    What its steps need is read from the compile cache, or compiled, when they first need it.
+    """
+    return dataclasses.replace(config, warm_up=False)
 
 
 def capacity_of(made: Engine | Parts) -> Capacity:

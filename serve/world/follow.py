@@ -16,6 +16,7 @@ from distkv_jax.mesh import MeshConfig, make_mesh, on_hosts
 from distkv_jax.models.checkpoint import load_model
 from distkv_jax.world.fingerprint import Fingerprint
 from distkv_jax.world.follower import Follower
+from distkv_jax.world.loader import without_warm_up
 from distkv_jax.world.processes import Presence
 from distkv_jax.world.weights import check_weights
 from serve.proto.distkv.internal.v1 import world_pb2 as pb
@@ -61,7 +62,13 @@ def follow(
                     timeout_s=settings.join_timeout_s,
                 )
                 follow_epoch(
-                    link, settings, joined, model=model, mesh=mesh, dtype=dtype, config=config
+                    link,
+                    settings,
+                    joined,
+                    model=model,
+                    mesh=mesh,
+                    dtype=dtype,
+                    config=config if joined.epoch == 1 else without_warm_up(config),
                 )
             except (StepFailed, WorldLost) as error:
                 # Another process was lost meanwhile, or soon hears that this one cannot go on.
