@@ -25,6 +25,7 @@ class Epoch:
         pending: Commands published and not done everywhere, the oldest first.
         digests: Of the steps that were read.
         end: Why it is over; None while it is not.
+        is_forming: Whether the leader has let go of its devices, to form the next one.
     """
 
     def __init__(self, number: int, jax_coordinator: str, callers: Sequence[Caller]) -> None:
@@ -32,13 +33,14 @@ class Epoch:
         self.jax_coordinator = jax_coordinator
         # Process ids of JAX are without gaps, ranks need not be.
         self.members = {
-            one.rank: Member(one.rank, pid=one.pid, process_id=1 + at)
+            one.rank: Member(one.rank, pid=one.pid, addresses=one.addresses, process_id=1 + at)
             for at, one in enumerate(callers)
         }
         self.leader = Member(0)
         self.pending: collections.deque[Pending] = collections.deque()
         self.digests = Digests(self.num_processes)
         self.end: WorldLost | None = None
+        self.is_forming = False
 
     @property
     def num_processes(self) -> int:
@@ -86,6 +88,13 @@ class Epoch:
             if member.end is None:
                 member.outbox.put(REFORM)
         return True
+
+    def without(self, lost: Iterable[str]) -> None:
+        """Tell those that are left which hosts' connections to end."""
+        order = pb.Order(reform=pb.Reform(lost=sorted(lost)))
+        for member in self.members.values():
+            if member.end is None:
+                member.outbox.put(order)
 
     def num_ahead(self, number: int) -> int:
         """How many commands up to this one the slowest has not started."""

@@ -14,6 +14,7 @@ from distkv_jax.errors import ConfigError, StepFailed, Unavailable, WorldLost
 from distkv_jax.llm import dtype_on
 from distkv_jax.mesh import MeshConfig, make_mesh, on_hosts
 from distkv_jax.models.checkpoint import load_model
+from distkv_jax.world.connections import own_addresses
 from distkv_jax.world.fingerprint import Fingerprint
 from distkv_jax.world.follower import Follower
 from distkv_jax.world.loader import without_warm_up
@@ -149,6 +150,7 @@ def join(
         rank=settings.rank,
         num_hosts=settings.num_hosts,
         pid=os.getpid(),
+        addresses=sorted(own_addresses(settings.host, settings.port)),
         fingerprint=fingerprint,
     )
     address = f"{settings.host}:{settings.port}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from distkv_jax.engine.commands import Command, Reset, Step
 from distkv_jax.errors import ConfigError, WorldLost
+from distkv_jax.world.connections import cut, own_addresses
 from distkv_jax.world.digest import digest_of
 from distkv_jax.world.fingerprint import Fingerprint
 from serve.proto.distkv.internal.v1 import world_pb2 as pb
@@ -187,6 +188,7 @@ class Leader:
             self._finish_epoch(WorldLost(f"epoch {self.epoch} is over"))
             # First: others may wait for this process inside a collective, and not come before.
             self._entrance.drop_devices()
+            self._epoch.is_forming = True
             self._gather_again()
             # They have left: JAX's service must not end before.
             self._entrance.leave()
@@ -367,10 +369,15 @@ class Leader:
             logger.error("the world is lost: %s", lost)
             self.on_lost(lost)
 
-    def _do_without(self, member: Member, lost: WorldLost) -> None:
+    def _do_without(self, member: Member, why: WorldLost) -> None:
         """Fence a member off; the epoch is over for all."""
-        logger.warning("epoch %d is over: %s", self.epoch, lost)
-        self._finish_epoch(lost)
+        logger.warning("epoch %d is over: %s", self.epoch, why)
+        self._finish_epoch(why)
+        # Of a process that is killed the kernel closes the connections; of a host nobody does.
+        lost = member.addresses - own_addresses(self._settings.host, self._settings.port)
+        with self._changed:
+            self._epoch.without(lost)
+        cut(lost)
         self.on_fenced(member.rank, member.pid)
         self._entrance.without(self._epoch, member)
         self._arrived()

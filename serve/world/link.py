@@ -9,6 +9,7 @@ import grpc
 
 from distkv_jax.engine.commands import Command, Reset
 from distkv_jax.errors import WorldLost
+from distkv_jax.world.connections import cut
 from serve.proto.distkv.internal.v1 import world_pb2 as pb
 from serve.proto.distkv.internal.v1 import world_pb2_grpc as pb_grpc
 from serve.world.settings import WorldSettings
@@ -132,6 +133,7 @@ class Link:
                 if kind in ENDS:
                     self._is_told = True
                     self.is_reforming = kind == "reform"
+                    cut(order.reform.lost)
                 elif kind != "beat" and kind != "begin" and kind is not None:
                     with self._lock:
                         self._report.received = getattr(order, kind).number

@@ -25,6 +25,7 @@ class Member:
         failure: A command that failed there, and how.
         failed: `time.monotonic()` of when that was heard first.
         pid: Of the process, on its host.
+        addresses: Of its host.
         process_id: As JAX numbers the processes of the epoch.
         left: `time.monotonic()` of when it left an epoch that was over; None where it has not.
         end: Why it does not belong to the world any more; None where it does.
@@ -41,6 +42,7 @@ class Member:
     failure: tuple[int, str] | None = None
     failed: float = 0.0
     pid: int = 0
+    addresses: frozenset[str] = frozenset()
     process_id: int = 0
     left: float | None = None
     end: str | None = None

@@ -19,11 +19,13 @@ class Caller(NamedTuple):
     Attributes:
         rank: Which.
         pid: Its own, on its host.
+        addresses: Of its host.
         answer: Done when the next epoch begins, or when there will be none.
     """
 
     rank: int
     pid: int
+    addresses: frozenset[str]
     answer: "Future[pb.JoinResponse]"
 
 
@@ -53,7 +55,15 @@ class RollCall:
         """Ranks that have not come."""
         return sorted(set(range(1, self._num_hosts)) - self.waiting)
 
-    def enter(self, rank: int, num_hosts: int, pid: int, fingerprint: Fingerprint) -> Caller:
+    def enter(
+        self,
+        rank: int,
+        num_hosts: int,
+        fingerprint: Fingerprint,
+        *,
+        pid: int,
+        addresses: frozenset[str],
+    ) -> Caller:
         """Let a rank wait.
 
         Raises:
@@ -64,7 +74,7 @@ class RollCall:
             if reason is not None:
                 self.refuse(reason)
                 raise ConfigError(reason)
-            self._waiting[rank] = caller = Caller(rank, pid, Future())
+            self._waiting[rank] = caller = Caller(rank, pid, addresses, Future())
             self._changed.notify_all()
         return caller
 

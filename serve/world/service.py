@@ -63,7 +63,11 @@ class WorldService(pb_grpc.WorldServicer):
         self._check_token(context)
         try:
             caller = self._roll_call.enter(
-                request.rank, request.num_hosts, request.pid, request.fingerprint
+                request.rank,
+                request.num_hosts,
+                request.fingerprint,
+                pid=request.pid,
+                addresses=frozenset(request.addresses),
             )
         except ConfigError as error:
             logger.warning("a process was refused: %s", error)

@@ -46,11 +46,13 @@ class Watchdog:
             if epoch is not self._epoch or epoch.end is None:
                 self._ended = now
             self._epoch = epoch
-            is_over = epoch.end is not None
+            is_over, is_forming = epoch.end is not None, epoch.is_forming
         for member in present:
             self._look_at(member, now, is_over=is_over)
         if is_over:
             self._look_at_leaving(present, now - self._ended)
+            if not is_forming and now - self._ended > self._settings.stuck_timeout_s:
+                self._lose(f"rank 0 did not leave within {now - self._ended:.1f} s", None)
         elif now - self._last_change > self._settings.stuck_timeout_s:
             self._lose(f"nothing has moved for {now - self._last_change:.1f} s", None)
 

@@ -152,6 +152,33 @@ def test_one_that_does_not_leave_an_epoch_is_fenced_off(
     assert "rank 1 did not leave within 0.5 s" in one.link._call.details()
 
 
+def test_the_hosts_that_are_lost_are_told_to_who_is_left(
+    one: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[set[str]] = []
+    monkeypatch.setattr("serve.world.leader.cut", lambda lost: cut.append(set(lost)))
+    monkeypatch.setattr("serve.world.leader.own_addresses", lambda host, port: {"10.0.0.1"})
+    told: list[list[str]] = []
+    monkeypatch.setattr("serve.world.link.cut", lambda lost: told.append(list(lost)))
+    lost = Member(2, addresses=frozenset({"10.0.0.1", "10.0.0.3"}))
+    one.leader._epoch.members[2] = lost
+
+    one.leader._lose("rank 2 has been silent", lost)
+    wait_until(lambda: ["10.0.0.3"] in told, "it is told")
+    # Not of this host itself, where others live on.
+    assert cut == [{"10.0.0.3"}]
+
+
+def test_a_leader_that_never_gets_its_devices_back_ends_the_world(one: World) -> None:
+    # Whoever waits for a host inside a collective, and should not, cannot be helped.
+    object.__setattr__(one.leader._settings, "stuck_timeout_s", 0.5)
+    one.link.set_stage(pb.STAGE_READY)
+    one.leader._finish_epoch(WorldLost("epoch 1 is over"))
+    wait_until(lambda: one.lost, "it is lost")
+
+    assert "rank 0 did not leave within" in one.text
+
+
 def test_one_that_compiles_has_longer_to_leave(one: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WorldSettings, "leave_s", 0.2)
     one.link.set_stage(pb.STAGE_COMPILING)

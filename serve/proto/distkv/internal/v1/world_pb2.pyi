@@ -19,7 +19,7 @@ STAGE_COMPILING: Stage
 STAGE_READY: Stage
 
 class JoinRequest(_message.Message):
-    __slots__ = ("rank", "num_hosts", "fingerprint", "pid")
+    __slots__ = ("rank", "num_hosts", "fingerprint", "pid", "addresses")
     class FingerprintEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -31,11 +31,13 @@ class JoinRequest(_message.Message):
     NUM_HOSTS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     rank: int
     num_hosts: int
     fingerprint: _containers.ScalarMap[str, str]
     pid: int
-    def __init__(self, rank: _Optional[int] = ..., num_hosts: _Optional[int] = ..., fingerprint: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ...) -> None: ...
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rank: _Optional[int] = ..., num_hosts: _Optional[int] = ..., fingerprint: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
     __slots__ = ("epoch", "jax_coordinator", "heartbeat_timeout_s", "num_processes", "process_id")
@@ -176,8 +178,10 @@ class Stop(_message.Message):
     def __init__(self) -> None: ...
 
 class Reform(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("lost",)
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    lost: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lost: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Changes(_message.Message):
     __slots__ = ("runs", "words")
