@@ -26,8 +26,6 @@ GOODBYE_S = 15.0
 """For the processes that are left to end by themselves, before they are killed."""
 EXPLAIN_S = 3.0
 """For the others to say what they know, when one died before they were up."""
-LOST = 3
-"""Exit code of a process that lost another one."""
 CUT_OFF, BAD_INPUT = 1, 2
 """Exit codes of a server that has said itself what was wrong, and would say it again."""
 
@@ -201,9 +199,7 @@ class World:
         said_itself = code == CUT_OFF and (is_up or self._asked)
         if code is not None and (said_itself or code - BY_SIGNAL in self._asked):
             return Over(code, None, "", False, up_s)
-        wrong = [one for one in self._ended if one.code]
-        # Who lost another one is not to blame for it, nor who had no time to end.
-        blamed = [one for one in wrong if one.code != LOST] or wrong
+        blamed = [one for one in self._ended if one.code]
         blamed += [self._processes[rank] for rank in sorted(self._running)]
         if not blamed:
             return Over(0, None, "", False, up_s)

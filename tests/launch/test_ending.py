@@ -27,22 +27,6 @@ def test_lines_begin_with_their_rank_and_all_end_well(
     assert lines == [f"[{rank}] hello from {rank}" for rank in (0, 1)]
 
 
-def test_who_lost_another_one_is_not_to_blame(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    script = """
-if RANK:
-    while is_alive(get("0-1")):
-        time.sleep(0.005)
-wait("1-1")
-if RANK:
-    os.kill(os.getpid(), signal.SIGKILL)
-sys.exit(3)
-"""
-    assert run(script, tmp_path) == 128 + signal.SIGKILL
-    assert "error: rank 1 was killed by SIGKILL\n" in capfd.readouterr().out
-
-
 STATES = {
     # A script, what is seen when the signal is due, the exit code.
     "starting": ("print('loading', flush=True)\ntime.sleep(600)", "[0] loading", 128 + 15),

@@ -21,6 +21,18 @@ from tests.world.running import wait_until
 pytestmark = pytest.mark.usefixtures("quick")
 
 
+def put_when_told(monkeypatch: pytest.MonkeyPatch, line: str, file: Path) -> None:
+    """Write a file once the launcher has said a line."""
+    real = process.say
+
+    def say(given: str) -> None:
+        real(given)
+        if given == line:
+            file.touch()
+
+    monkeypatch.setattr(process, "say", say)
+
+
 def test_a_rank_that_dies_is_started_again_in_the_same_world(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,18 +112,19 @@ if LIFE == 2:
     sys.exit(0)
 if RANK == 0:
     up(may_come_again=False)
-    while is_alive(get("1-1")) or not {ends_itself}:
-        time.sleep(0.005)
+    wait("told" if {ends_itself} else "never")
     sys.exit(3)
 wait("up-1")
 sys.exit(7)
 """
+    lost = "rank 1 ended with exit code 7, without it rank 0 ends the service"
+    put_when_told(monkeypatch, lost, tmp_path / "told")
     assert run(script, tmp_path) == 0
 
-    told = capfd.readouterr().out
-    assert "rank 1 ended with exit code 7, without it rank 0 ends the service\n" in told
-    # Who lost it is not to blame.
-    again = "rank 1 ended with exit code 7, the service is started again in 0.02 s (1 of 10)\n"
+    told = capfd.readouterr().out.splitlines()
+    assert lost in told
+    # Named is who ended first.
+    again = "rank 1 ended with exit code 7, the service is started again in 0.02 s (1 of 10)"
     assert again in told
 
 
@@ -186,34 +199,23 @@ time.sleep(600)
 
 
 def test_without_restarts_what_dies_stays_dead(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = """
 if RANK == 0:
     up()
-    while is_alive(get("1-1")):
-        time.sleep(0.005)
-    wait("down")
+    wait("told")
     os.kill(os.getpid(), signal.SIGKILL)
 wait("up-1")
 sys.exit(7)
 """
-    seen = []
-    real = process.say
+    given_up = "rank 1 ended with exit code 7, the service goes on without it"
+    put_when_told(monkeypatch, given_up, tmp_path / "told")
+    assert run(script, tmp_path, max_restarts=0) == 128 + signal.SIGKILL
 
-    def say(line: str) -> None:
-        real(line)
-        seen.append(line)
-        if "goes on without it" in line:
-            (tmp_path / "down").touch()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "say", say)
-        assert run(script, tmp_path, max_restarts=0) == 128 + signal.SIGKILL
-
-    told = capfd.readouterr().out
-    assert "rank 1 ended with exit code 7, the service goes on without it\n" in told
-    assert "error: rank 0 was killed by SIGKILL; it said last:\n" in told
+    told = capfd.readouterr().out.splitlines()
+    assert given_up in told
+    assert "error: rank 0 was killed by SIGKILL; it said last:" in told
 
 
 def test_a_process_that_is_fenced_off_is_killed_at_once_and_no_other(
