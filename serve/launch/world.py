@@ -150,7 +150,7 @@ class World:
     def _on_ended(self, process: Process) -> None:
         self._running.discard(process.rank)
         is_up = self._up_at is not None
-        if process.rank and process.code and is_up and self._may_come_again:
+        if process.rank and process.code and self._may_come_again:
             self._come_again(process)
             return
         self._ended.append(process)

@@ -85,6 +85,29 @@ def test_a_signal_ends_the_service_in_every_state(state: str, tmp_path: Path) ->
         assert not is_alive(pid_of(tmp_path, rank, 1))
 
 
+def test_what_dies_during_the_drain_is_not_started_again(tmp_path: Path) -> None:
+    script = """
+def drain(*_):
+    put("draining")
+    while is_alive(get("1-1")):
+        time.sleep(0.005)
+    time.sleep(0.2)  # ten times the first wait
+    sys.exit(0)
+if RANK:
+    wait("draining")
+    sys.exit(7)
+signal.signal(signal.SIGTERM, drain)
+up()
+time.sleep(600)
+"""
+    with supervised(script, tmp_path, "restarts.FIRST_WAIT_S = 0.02") as launcher:
+        wait_until(lambda: (tmp_path / "up-1").exists(), launcher)
+        launcher.popen.terminate()
+        assert launcher.end() == 0, launcher.text
+    assert "again" not in launcher.text.replace("come again", "")
+    assert not (tmp_path / "1-2").exists()
+
+
 def test_a_signal_while_a_new_world_starts_ends_it(tmp_path: Path) -> None:
     script = """
 if RANK == 0 and LIFE == 1:

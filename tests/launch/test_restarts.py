@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from distkv_jax.cli.main import main
 from serve.launch import local, process, restarts, world
 from serve.launch.restarts import Restarts
 from serve.launch.supervisor import supervise
@@ -286,21 +285,3 @@ def test_only_whole_lines_of_rank_0_are_orders() -> None:
     assert told_by("distkv-world: kill rank 2, process 4711") == Fenced(2, 4711)
     for line in (f" {UP}", f"{READY}.", "distkv-world: kill rank 2, process 4711 now", ""):
         assert told_by(line) is None
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--hosts", "2", "--max-restarts", "-1"], "max_restarts=-1 must be at least 0"),
-        (
-            ["--slurm", "--hosts", "2", "--max-restarts", "1"],
-            "--max-restarts is for --hosts alone or --ssh, which was not given",
-        ),
-    ],
-)
-def test_wrong_restarts_are_told(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["launch", *words]) == 2
-
-    assert told in capsys.readouterr().err

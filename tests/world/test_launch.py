@@ -18,6 +18,11 @@ def test_dry_run_prints_the_command_of_every_rank(capsys: pytest.CaptureFixture[
     ("words", "told"),
     [
         (["--hosts", "1"], "hosts=1 must be at least 2"),
+        (["--hosts", "2", "--max-restarts", "-1"], "max_restarts=-1 must be at least 0"),
+        (
+            ["--slurm", "--hosts", "2", "--max-restarts", "1"],
+            "--max-restarts is for --hosts alone or --ssh, which was not given",
+        ),
         (["--hosts", "2", "tiny", "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     ],
 )
