@@ -251,7 +251,6 @@ else:
 """
     assert run(script, tmp_path) == 0
     took_s = json.loads((tmp_path / "took_s").read_text())
-    print(f"killed after {1000 * took_s:.1f} ms")
     assert took_s < 1  # some milliseconds, on a machine that does nothing else
     assert json.loads((tmp_path / "lives").read_text()) is True
     assert capfd.readouterr().out.count("rank 1 was killed by SIGKILL, it is started again") == 1
