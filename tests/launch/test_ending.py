@@ -163,15 +163,25 @@ def test_a_drain_that_does_not_end_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_process_ends_with_its_guard(tmp_path: Path) -> None:
-    script = FOLLOW + "up()\nwait('1-2')\nput('done')"
+    script = """
+if RANK and LIFE == 1:
+    time.sleep(600)
+if RANK:
+    put("outlives", is_alive(get("1-1")))
+    put("done")
+    sys.exit(0)
+up()
+wait("done")
+"""
     with supervised(script, tmp_path, "restarts.FIRST_WAIT_S = 0.02") as launcher:
         wait_until(lambda: (tmp_path / "up-1").exists(), launcher)
         wait_until(lambda: (tmp_path / "1-1").exists(), launcher)
-        killed = pid_of(tmp_path, 1, 1)
-        (guard,) = [one for one in children_of(launcher.popen.pid) if killed in children_of(one)]
+        process = pid_of(tmp_path, 1, 1)
+        (guard,) = [one for one in children_of(launcher.popen.pid) if process in children_of(one)]
         os.kill(guard, signal.SIGKILL)
         assert launcher.end() == 0, launcher.text
-    assert not is_alive(killed)
+    assert json.loads((tmp_path / "outlives").read_text()) is False
+    assert "rank 1 was killed by SIGKILL, it is started again in 0.02 s" in launcher.lines
 
 
 def test_a_service_goes_on_when_nobody_reads_what_it_says(tmp_path: Path) -> None:
