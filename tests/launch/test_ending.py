@@ -29,7 +29,11 @@ def test_lines_begin_with_their_rank_and_all_end_well(
 
 STATES = {
     # A script, what is seen when the signal is due, the exit code.
-    "starting": ("print('loading', flush=True)\ntime.sleep(600)", "[0] loading", 128 + 15),
+    "starting": (
+        "wait('1-1')\nprint('loading', flush=True)\ntime.sleep(600)",
+        "[0] loading",
+        128 + signal.SIGTERM,
+    ),
     "a rank is lost": (
         """
 if RANK:
