@@ -12,6 +12,7 @@ from serve.launch.settings import (
     CloudTpuSettings,
     KubernetesSettings,
     LaunchSettings,
+    RestartSettings,
     SlurmSettings,
 )
 from serve.settings import ServerSettings
@@ -19,8 +20,8 @@ from serve.world.settings import WorldSettings
 
 # The settings of each way to launch; those of other ways are refused.
 WAYS: dict[str, tuple[type, ...]] = {
-    "local": (),
-    "ssh": (LaunchSettings,),
+    "local": (RestartSettings,),
+    "ssh": (LaunchSettings, RestartSettings),
     "slurm": (LaunchSettings, SlurmSettings),
     "kubernetes": (LaunchSettings, KubernetesSettings),
     "cloud_tpu": (LaunchSettings, CloudTpuSettings),
@@ -53,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
     if "mesh" in serve_args and serve_args.mesh in mesh_names():
         for_hosts(load_mesh_config(serve_args.mesh), num_hosts)
     server = ServerSettings(**given_fields(serve_args, ServerSettings))
+    grace_s = local.grace_of(server.drain_grace_s)
+    max_restarts = RestartSettings(**given_fields(args, RestartSettings)).max_restarts
     if way == "local":
         if args.dry_run:
             local.print_commands(words, num_hosts)
             return 0
-        return local.launch(words, num_hosts)
+        return local.launch(words, num_hosts, grace_s=grace_s, max_restarts=max_restarts)
     settings = LaunchSettings(**given_fields(args, LaunchSettings))
-    grace_s = ssh.grace_of(server.drain_grace_s)
     if way == "ssh":
         commands = ssh.commands_of(
             words,
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             ssh.print_commands(commands)
             return 0
-        return ssh.launch(commands, hosts)
+        return ssh.launch(commands, hosts, grace_s=grace_s, max_restarts=max_restarts)
     print(text_of(args, way, words, num_hosts, settings, server), end="")
     return 0
 
@@ -93,6 +95,8 @@ def way_of(args: argparse.Namespace) -> str:
 
 def flag_of(name: str) -> str:
     """Write a name as it is given."""
+    if name == "local":
+        return "--hosts alone"
     return f"--{name.replace('_', '-')}"
 
 
@@ -107,7 +111,7 @@ def text_of(
     """Write the script or the manifests of a way that only prints."""
     if way == "slurm":
         asked = SlurmSettings(**given_fields(args, SlurmSettings))
-        notice_s = math.ceil(ssh.grace_of(server.drain_grace_s))
+        notice_s = math.ceil(local.grace_of(server.drain_grace_s))
         return slurm.script_of(words, num_hosts, settings, asked, notice_s=notice_s)
     if way == "cloud_tpu":
         place = CloudTpuSettings(**given_fields(args, CloudTpuSettings))

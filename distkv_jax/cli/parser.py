@@ -15,6 +15,7 @@ from serve.launch.settings import (
     CloudTpuSettings,
     KubernetesSettings,
     LaunchSettings,
+    RestartSettings,
     SlurmSettings,
 )
 from serve.settings import ServerSettings
@@ -103,8 +104,9 @@ printed, to be read and then submitted, applied or run:
 
 What follows the model is for `distkv serve`. Rank 0 serves, on the first host, and listens to other
 machines only where `distkv serve` is told so. Every line begins with the rank that said it.
-SIGTERM or Ctrl-C goes to rank 0, which drains, and the others end with it. When a process or its
-host dies all end, and the exit code says so. The secret by which the processes know each other is
+SIGTERM or Ctrl-C goes to rank 0, which drains, and the others end with it. Once it serves, on this
+machine or over ssh, a rank that dies is started again, and when rank 0 dies the whole service is;
+the exit code says how the last one ended. The secret by which the processes know each other is
 made anew each time; it goes through files and pipes that only their user reads, never through a
 command line. One page for each way: docs/operations/.
 """
@@ -270,6 +272,7 @@ def _add_launch(parser: Parser) -> None:
     ways.add_argument("--kubernetes", choices=("lws", "job"), help=what)
     what = "print a script of gcloud's for the hosts of a slice"
     ways.add_argument("--cloud-tpu", metavar="SLICE", help=what)
+    add_fields(parser, "on this machine or over ssh", RestartSettings)
     add_fields(parser, "on other machines", LaunchSettings)
     add_fields(parser, "slurm", SlurmSettings)
     add_fields(parser, "kubernetes", KubernetesSettings)

@@ -17,7 +17,7 @@ from distkv_jax.models.model_folder import read_config
 from distkv_jax.world.fingerprint import Fingerprint, fingerprint_of
 from serve.launch.detect import detect
 from serve.launch.names import wait_for_name
-from serve.launch.told import READY, UP, tell_fenced
+from serve.launch.told import READY, UP, tell, tell_fenced
 from serve.world.exit import end_process, leave_at_once
 from serve.world.follow import follow
 from serve.world.leader import Leader
@@ -120,10 +120,10 @@ def lead(place: Place, *, show_progress: bool) -> Iterator[LLM]:
             # Its thread may wait for devices that never answer: requests end without it.
             leader.on_lost = llm.thread.abandon
             leader.on_fenced = tell_fenced
-            print(UP, file=sys.stderr, flush=True)
+            tell(UP)
             if llm.can_renew:
                 leader.on_due = llm.thread.wake
-                print(READY, file=sys.stderr, flush=True)
+                tell(READY)
             yield llm
             leader.on_due = None
             leader.on_lost = end_process

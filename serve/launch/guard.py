@@ -1,12 +1,14 @@
-"""The far end of `distkv launch --ssh`: runs one process, and ends it when its launcher is gone.
+"""The far end of `distkv launch`: runs one process, and ends it when its launcher is gone.
 
 Whoever starts a process over ssh can neither signal it nor be sure that it ends with the
-connection. This one reads standard input: first the join token, then one order in each line
-(`TERM`, `INT`, `KILL`); its end means that the launcher is gone.
+connection; on its own machine it may be killed before it ends it. This one reads standard input:
+first the join token, then one order in each line (`TERM`, `INT`, `KILL`, `KILL 4711` for that
+process only); its end means that the launcher is gone.
 """
 
 import argparse
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -23,6 +25,11 @@ ORDERS = {
     "INT": signal.SIGINT,
     "KILL": signal.SIGKILL,
 }
+
+
+LAST_WORDS_S = 0.5
+"""For the output of a process that has ended."""
+PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,16 +53,26 @@ def main(argv: Sequence[str]) -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda given, _: process.send_signal(given))
         threading.Thread(target=obey, args=(process, args.grace_s), daemon=True).start()
+        copier = threading.Thread(target=pass_on, args=(process,), daemon=True)
+        copier.start()
         try:
-            pass_on(process)
             code = process.wait()
+            # What it started may hold the pipe for longer.
+            copier.join(LAST_WORDS_S)
         finally:
             process.kill()
     return code if code >= 0 else 128 - code
+
+
+def die_with_parent() -> None:
+    """Let Linux kill this process when its guard is killed; others have no such call."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def pass_on(process: "subprocess.Popen[bytes]") -> None:
@@ -74,9 +91,9 @@ def pass_on(process: "subprocess.Popen[bytes]") -> None:
 def obey(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
     """Hand on the orders; when they end, stop the process as SIGTERM does, then harder."""
     for line in sys.stdin.buffer:
-        number = ORDERS.get(line.decode(errors="replace").strip())
-        if number is not None:
-            process.send_signal(number)
+        name, _, pid = line.decode(errors="replace").strip().partition(" ")
+        if name in ORDERS and pid in ("", str(process.pid)):
+            process.send_signal(ORDERS[name])
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(grace_s)

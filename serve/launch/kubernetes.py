@@ -21,7 +21,7 @@ GOODBYE_S = 30
 LWS_LABELS = "leaderworkerset.sigs.k8s.io"
 JOB_INDEX = "batch.kubernetes.io/job-completion-index"
 RESTARTS = 100
-"""Of a Job's containers, before it has failed; a lost host restarts all of them."""
+"""Of a Job's containers, before it has failed; a lost rank 0 restarts all of them."""
 
 HEAD = """\
 # {what} of {num_hosts} hosts.
@@ -107,8 +107,9 @@ class Maker:
         serving = {"ports": self._container_ports(), **probes}
         group = {
             "size": self._num_hosts,
-            # A world that lost a pod is over: all of them start again together.
-            "restartPolicy": "RecreateGroupOnPodRestart",
+            # What died is started again where it was: the others go on without it meanwhile, or end
+            # by themselves, and are started again likewise.
+            "restartPolicy": "None",
             "leaderTemplate": self._pod("lws", serving),
             "workerTemplate": self._pod("lws", {}),
         }

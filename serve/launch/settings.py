@@ -66,6 +66,22 @@ class LaunchSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RestartSettings:
+    """How long a launcher that stays keeps a service up.
+
+    Attributes:
+        max_restarts: New starts in a row of a rank, or of the whole service after rank 0 was lost,
+            before it is given up; what lived for a minute counts anew. 0 leaves restarts to others.
+    """
+
+    max_restarts: int = 10
+
+    def __post_init__(self) -> None:
+        if self.max_restarts < 0:
+            raise ConfigError(f"max_restarts={self.max_restarts} must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SlurmSettings:
     """What a Slurm job asks for.
 

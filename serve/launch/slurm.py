@@ -1,4 +1,4 @@
-"""A batch script for Slurm: one task on every node, ended together."""
+"""A batch script for Slurm: one task on every node, ended by rank 0."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from serve.launch.ssh import in_home
 SCRIPT = """\
 #!/bin/bash
 {head}
+#SBATCH --no-kill
 set -euo pipefail
 umask 077
 {folder}{exports}
@@ -18,7 +19,10 @@ token_file=$(mktemp "$PWD/.distkv-join.XXXXXXXX")
 trap 'rm -f "$token_file"' EXIT
 head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n' > "$token_file"
 
-srun --nodes={num_hosts} --ntasks={num_hosts} --ntasks-per-node=1 --kill-on-bad-exit=1 --label \\
+# A task or node that is lost does not end the others: rank 0 goes on without it, or ends, and the
+# others with it.
+srun --nodes={num_hosts} --ntasks={num_hosts} --ntasks-per-node=1 --label \\
+  --no-kill --kill-on-bad-exit=0 --wait=0 \\
 {per_task}  {command} \\
   --launcher slurm --join-token-file "$token_file" &
 srun_pid=$!

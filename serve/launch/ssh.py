@@ -1,19 +1,14 @@
-"""One process on each of several hosts, over the system's ssh: started together, ended together."""
+"""One process on each of several hosts, over the system's ssh."""
 
-import collections
-import contextlib
-import secrets
 import shlex
-import signal
-import subprocess
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from distkv_jax.errors import ConfigError
 from serve.launch.detect import PORT
-from serve.launch.local import GOODBYE_S, LAST_LINES, Process, show, wait
+from serve.launch.local import guard_words
 from serve.launch.settings import LaunchSettings
+from serve.launch.supervisor import supervise
 
 SSH = (
     "ssh",
@@ -21,12 +16,10 @@ SSH = (
     # No questions: nobody could answer them for all hosts.
     *("-o", "BatchMode=yes"),
     *("-o", "ConnectTimeout=30"),
-    # A host that is cut off ends its ssh, and that the service.
+    # A host that is cut off ends its ssh, which is how its loss is seen here.
     *("-o", "ServerAliveInterval=15"),
     *("-o", "ServerAliveCountMax=3"),
 )
-KILL_S = 5.0
-"""For ssh to end when its host was told to kill."""
 
 
 def read_hosts(given: str) -> list[str]:
@@ -82,7 +75,7 @@ def commands_of(
 
 def remote_command(words: Sequence[str], settings: LaunchSettings, grace_s: float) -> str:
     """Write what a host's shell is given; the token is not in it, it comes by standard input."""
-    guard = [settings.python, "-u", "-m", "serve.launch.guard", "--grace-s", f"{grace_s:g}", "--"]
+    guard = guard_words(settings.python, grace_s)
     change = "" if settings.folder is None else f"cd {in_home(settings.folder)} && "
     return f"{change}exec {shlex.join([*settings.prefix, *guard, 'serve', *words])}"
 
@@ -100,80 +93,13 @@ def print_commands(commands: Sequence[Sequence[str]]) -> None:
         print(shlex.join(words))
 
 
-def launch(commands: Sequence[Sequence[str]], hosts: Sequence[str]) -> int:
-    """Start all hosts' processes, show what they say, and wait until they have ended.
-
-    SIGTERM or SIGINT goes to rank 0, which drains; the others end with it. When one dies, all end.
+def launch(
+    commands: Sequence[Sequence[str]], hosts: Sequence[str], *, grace_s: float, max_restarts: int
+) -> int:
+    """Start all hosts' processes and keep them up, as `supervise` says.
 
     Returns:
-        0 if all ended in order, else the exit code of the one that ended first otherwise; 255
-        where it was ssh itself.
+        Its exit code; 255 where it was ssh itself.
     """
-    token = secrets.token_hex(32)
-    processes: list[Process] = []
-    try:
-        for rank, words in enumerate(commands):
-            processes.append(start(rank, hosts[rank], words, token))
-        with signals_to(processes[0]):
-            return wait(processes)
-    finally:
-        for process in processes:
-            order(process, "KILL")
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.popen.wait(KILL_S)
-            process.popen.kill()
-            process.popen.wait()
-            process.reader.join()
-            assert process.popen.stdin is not None
-            with contextlib.suppress(OSError):
-                process.popen.stdin.close()
-
-
-def start(rank: int, host: str, words: Sequence[str], token: str) -> Process:
-    """Start an ssh in a group of its own, so that Ctrl-C does not reach it, and send the token."""
-    popen = subprocess.Popen(
-        words,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    assert popen.stdout is not None
-    last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-    label = f"{rank} {host}"
-    reader = threading.Thread(target=show, args=(label, popen.stdout, last), daemon=True)
-    reader.start()
-    process = Process(rank, popen, last, reader)
-    order(process, token)
-    return process
-
-
-def order(process: Process, line: str) -> None:
-    """Say something to a host's guard, which may be gone."""
-    assert process.popen.stdin is not None
-    with contextlib.suppress(OSError):
-        process.popen.stdin.write(f"{line}\n")
-        process.popen.stdin.flush()
-
-
-@contextlib.contextmanager
-def signals_to(leader: Process) -> Iterator[None]:
-    """Hand SIGTERM and SIGINT on to rank 0."""
-
-    def hand_on(number: int, _: object) -> None:
-        order(leader, signal.Signals(number).name.removeprefix("SIG"))
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def grace_of(drain_grace_s: float) -> float:
-    """Say how long a host has to end once its launcher is gone: to drain, and to say goodbye."""
-    return drain_grace_s + GOODBYE_S
+    labels = [f"{rank} {host}" for rank, host in enumerate(hosts)]
+    return supervise(lambda: commands, labels, grace_s=grace_s, max_restarts=max_restarts)

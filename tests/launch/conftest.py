@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from serve.launch import restarts, world
+
 SSH = """#!/bin/sh
 printf '%s\\n' "$*" >> "{log}"
 while [ "${1#-}" != "$1" ]; do
@@ -105,3 +107,10 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return Fakes(folder)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less before a new start, and for who explains nothing."""
+    monkeypatch.setattr(restarts, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(world, "EXPLAIN_S", 0.2)

@@ -58,13 +58,13 @@ class Service:
         return Client(address, max_retries=0, timeout_s=120)
 
     def pid_of(self, rank: int) -> int:
-        """The process of a rank."""
-        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text()
-        for pid in children.split():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if words[words.index(b"--host-rank") + 1] == str(rank).encode():
-                return int(pid)
-        raise AssertionError(f"no rank {rank} among {children}")
+        """The process of a rank: the child of its guard, which the launcher started."""
+        place = f"\0--host-rank\0{rank}\0".encode()
+        for guard in children_of(self.popen.pid):
+            if place in Path(f"/proc/{guard}/cmdline").read_bytes():
+                for pid in children_of(guard):
+                    return pid
+        raise AssertionError(f"rank {rank} does not run: {self.text}")
 
     def end(self) -> int:
         """Wait for all processes."""
@@ -92,6 +92,11 @@ class Service:
         with self.popen.stdout as output:
             for line in output:
                 self.lines.append(line.rstrip())
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process' first thread has started."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def wait_until(is_so: Callable[[], object], what: object, timeout_s: float = TIMEOUT_S) -> None:
