@@ -216,7 +216,8 @@ class Writer:
                     if (error := self._do(message)) is not None:
                         duplicates[place] = error
                 self._give(given)
-        except sqlite3.Error as error:
+        except Exception as error:
+            # Whatever it is: a thread that ended would leave everybody waiting.
             self._lose(batch, error)
             return
         for place, message in enumerate(batch):
@@ -287,9 +288,9 @@ class Writer:
         self._store.end(row.id, time.time(), error, row.num_bytes)
         del self._open[name]
 
-    def _lose(self, batch: Sequence[Message], error: sqlite3.Error) -> None:
+    def _lose(self, batch: Sequence[Message], error: Exception) -> None:
         """The disk did not take a transaction: nobody may see what was in it."""
-        logger.error("%s: %s", BROKEN, error)
+        logger.error("%s", BROKEN, exc_info=error)
         refusal = Unavailable(f"{BROKEN}: {error}")
         lost: set[str] = set()
         for message in batch:

