@@ -46,7 +46,7 @@ class ServerSettings:
             its next start with the same folder. None for no durable requests.
         journal_keep_s: Seconds for which a durable request that has ended can be attached to.
         journal_keep_mib: MiB of ended durable requests that are kept at most; the oldest go first.
-        durable_by_default: Make every request durable that does not say durable=false.
+        durable_by_default: Make every gRPC request durable that does not say durable=false.
         profile_dir: Folder for traces of JAX's profiler, which admins may then ask for.
     """
 

@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FOLLOWERS = 16
 """Readers of one request at once."""
-FREEZE_S = 10.0
-"""For a disk to take what came last, when the server stops."""
 MODEL = "model"
 """Under which the journal notes whose tokens it has."""
 LATER = "the request is durable, attach to it when the server is back"
@@ -280,8 +278,6 @@ class DurableRequests:
 
     async def leave(self) -> int:
         """Stop those that run and leave them to the next start; says how many they are."""
-        frozen = asyncio.wrap_future(self._writer.freeze())
-        await asyncio.wait([frozen], timeout=FREEZE_S)
         left = [stream for stream in self._dispatcher.relays() if not stream.has_ended]
         for stream in left:
             stream.fail(Unavailable(f"the server was stopped: {LATER}"))

@@ -64,13 +64,7 @@ class End(NamedTuple):
     done: "Future[None]"
 
 
-class Freeze(NamedTuple):
-    """Write nothing after what came before."""
-
-    done: "Future[None]"
-
-
-Message = Accept | Withdraw | Give | End | Freeze
+Message = Accept | Withdraw | Give | End
 
 
 @dataclasses.dataclass(slots=True)
@@ -129,7 +123,6 @@ class Writer:
         self._next_expiry = 0.0
         # Of the transaction at hand: names whose updates were not written.
         self._unwritten: set[str] = set()
-        self._is_frozen = False
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="distkv-journal", daemon=True)
         self._thread.start()
@@ -163,12 +156,6 @@ class Writer:
             return
         self._inbox.put(Give(group))
 
-    def freeze(self) -> "Future[None]":
-        """Write what came so far, and nothing after it: what has not ended is left as it is."""
-        done: Future[None] = Future()
-        self._inbox.put(Freeze(done))
-        return done
-
     def close(self) -> None:
         """Stop the thread when it has written what came."""
         self._inbox.put(None)
@@ -178,11 +165,8 @@ class Writer:
         while True:
             batch = self._wait()
             work = [message for message in batch if message is not None]
-            if work and not self._is_frozen:
+            if work:
                 self._write(work)
-            elif self._is_frozen:
-                for message in work:
-                    self._refuse(message, Unavailable("the server is being stopped"))
             if len(work) < len(batch):
                 return
 
@@ -224,12 +208,11 @@ class Writer:
             match message:
                 case Give(group):
                     self._hand_on(self._written(group))
-                case Accept(done=done) | End(done=done) | Freeze(done=done):
+                case Accept(done=done) | End(done=done):
                     if (error := duplicates.get(place)) is not None:
                         done.set_exception(error)
                     else:
                         done.set_result(None)
-        self._is_frozen = any(isinstance(message, Freeze) for message in batch)
         if time.monotonic() >= self._next_expiry:
             self._expire()
 
@@ -300,20 +283,13 @@ class Writer:
                 lost |= {name for name, _ in message.entries}
             elif isinstance(message, End):
                 lost.add(message.name)
-            self._refuse(message, refusal)
+            if isinstance(message, Accept | End):
+                message.done.set_exception(refusal)
         # What this transaction changed in memory is of these alone.
         for name in lost:
             self._open.pop(name, None)
         if lost:
             self._on_lost(sorted(lost), refusal)
-
-    def _refuse(self, message: Message, error: DistKVError) -> None:
-        match message:
-            case Freeze(done=done):
-                self._is_frozen = True
-                done.set_result(None)
-            case Accept(done=done) | End(done=done):
-                done.set_exception(error)
 
     def _expire(self) -> None:
         self._next_expiry = time.monotonic() + EXPIRE_EVERY_S

@@ -166,11 +166,10 @@ def test_an_end_before_its_time_is_one(case: Case, reason: str) -> None:
     assert kept is not None and kept.ended is not None and kept.error is not None
 
 
-def test_nothing_is_written_once_it_is_frozen(case: Case) -> None:
+def test_a_cancel_that_nobody_asked_for_is_no_end(case: Case) -> None:
+    """So that what a stopping server cancels is gone on with."""
     request = case.accept("a")
-    case.writer.freeze().result(TIMEOUT_S)
-    case.writer.sink([Update(request, 0, finish_reason="deadline")])
+    case.writer.sink([Update(request, 0, finish_reason="cancelled")])
+    case.flush()
 
-    with pytest.raises(Unavailable, match="the server is being stopped"):
-        case.writer.end("a", RequestCancelled("x")).result(TIMEOUT_S)
     assert [kept.name for kept in case.store.unfinished()] == ["a"]
