@@ -28,7 +28,7 @@ from distkv_jax.engine.outputs import (
 )
 from distkv_jax.engine.progress import Capacity, Progress
 from distkv_jax.engine.prompt import Prompt, is_single, parse_prompt
-from distkv_jax.engine.request import Request
+from distkv_jax.engine.request import Known, Request
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.thread import EngineThread
 from distkv_jax.errors import ConfigError, RequestError
@@ -277,6 +277,7 @@ class LLM:
         request_id: str,
         priority: int = 0,
         deadline: float | None = None,
+        resumed: tuple[Known, ...] = (),
     ) -> Request:
         """Tokenise and check a request, to be submitted to `thread`.
 
@@ -291,6 +292,7 @@ class LLM:
             params=self._without_text(sampling_params),
             priority=priority,
             deadline=deadline,
+            resumed=resumed,
         )
         self._admission.check(request)
         return request

@@ -31,6 +31,8 @@ class ClientSettings:
         timeout_s: Seconds for a call, retries included; None for any time.
         max_retries: Times a call is tried again that the server says may be; waits double from
             0.2 seconds and are random.
+        reattach_s: Seconds for which a durable stream whose connection is lost tries to attach
+            again, without having got anything; 0 gives up at once.
         max_message_mib: Largest answer in MiB.
     """
 
@@ -44,11 +46,14 @@ class ClientSettings:
     insecure: bool = False
     timeout_s: float | None = None
     max_retries: int = 4
+    reattach_s: float = 60.0
     max_message_mib: int = 64
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ConfigError(f"timeout_s={self.timeout_s} must be above 0 or None")
+        if not self.reattach_s >= 0:
+            raise ConfigError(f"reattach_s={self.reattach_s} must be at least 0")
         if self.max_retries < 0:
             raise ConfigError(f"max_retries={self.max_retries} must be at least 0")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -80,6 +85,9 @@ class ClientSettings:
             ("grpc.keepalive_timeout_ms", 20_000),
             # Tries again are counted and told here, not hidden in the channel.
             ("grpc.enable_retries", 0),
+            # A server that comes back is found soon: the default grows to two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
         )
 
     def metadata(self) -> tuple[tuple[str, str], ...]:

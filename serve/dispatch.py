@@ -1,18 +1,14 @@
-"""Between RPCs and the engine's thread: names, quotas, one hand-over a step, and the drain."""
+"""Between RPCs and the engine's thread: names, quotas, and the drain."""
 
 import asyncio
-import collections
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 from distkv_jax.engine.outputs import Update
-from distkv_jax.engine.prompt import Prompt
 from distkv_jax.engine.request import Request
-from distkv_jax.engine.sampling_params import SamplingParams
+from distkv_jax.engine.thread import Sink
 from distkv_jax.errors import (
     DistKVError,
     DuplicateRequest,
@@ -22,55 +18,24 @@ from distkv_jax.errors import (
     Unavailable,
 )
 from distkv_jax.llm import LLM
+from serve.ask import SMALL_PROMPT, Ask
+from serve.delivery import Delivery
+from serve.journal.forms import kept_text
 from serve.keys import Caller
 from serve.observe.audience import Audience
 from serve.observe.context import serving
 from serve.observe.record import Observer, Record
-from serve.pace import Pace
 from serve.quota import Quota
 from serve.stream import Stream
 
-SMALL_PROMPT = 2048
-"""Characters or tokens of a prompt that is tokenised and checked on the event loop; longer ones
-have a thread, so that they do not hold up everybody's tokens."""
-
-
-class Ask(NamedTuple):
-    """A request before it is tokenised.
-
-    Attributes:
-        prompt: Text or token ids.
-        params: How to sample.
-        request_id: As the caller named it; empty takes a new name.
-        priority: Lower first.
-        deadline: `time.monotonic()`, or None.
-        operation: As in `Record`.
-        carrier: As in `Record`.
-        arrival: `time.monotonic()` when it came, before it was read; None for now.
-        chat: Messages of which the model's template makes the prompt; empty for none.
-    """
-
-    prompt: Prompt
-    params: SamplingParams
-    request_id: str = ""
-    priority: int = 0
-    deadline: float | None = None
-    operation: str = ""
-    carrier: Mapping[str, str] = MappingProxyType({})
-    arrival: float | None = None
-    chat: Sequence[Mapping[str, str]] = ()
-
-    @property
-    def size(self) -> int:
-        """Characters or tokens of the prompt."""
-        return sum(len(one["content"]) for one in self.chat) or len(self.prompt)
+Submit = Callable[[Sequence[Request], Sequence[Stream], float | None], Awaitable[None]]
+"""Hands tokenised requests to the engine, for their streams and until their deadline."""
 
 
 class Dispatcher:
-    """Submits requests to an engine and brings each one's updates to its `Stream`.
+    """Submits requests to an engine, and brings each one's updates to its `Stream`.
 
-    The event loop owns it; only `_sink` runs on the engine's thread, and does nothing there but
-    hand over. Callers cannot see each other's names: the engine's are `CALLER/NAME`.
+    The event loop owns it. Callers cannot see each other's names: the engine's are `CALLER/NAME`.
     """
 
     def __init__(
@@ -95,16 +60,14 @@ class Dispatcher:
         self.quota = quota
         self._max_unread = max_unread
         self._audience = Audience(observers)
-        self._loop = asyncio.get_running_loop()
         self._streams: dict[str, Stream] = {}
-        # Those that read along; the others wait for their end.
-        self._eager: set[str] = set()
-        self._unread: set[Stream] = set()
-        self._pace = Pace(stream_interval_s)
-        self._next_round = 0.0
-        self._is_woken = False
         self._waiting: dict[str, tuple[Caller, int]] = {}
-        self._groups: collections.deque[tuple[float, list[Update]]] = collections.deque()
+        self.delivery = Delivery(
+            self._streams,
+            self._waiting,
+            stream_interval_s=stream_interval_s,
+            hear=self._hear,
+        )
         self._refusal: str | None = None
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -161,7 +124,12 @@ class Dispatcher:
 
     @contextlib.asynccontextmanager
     async def open_all(
-        self, caller: Caller, asks: Sequence[Ask], *, is_whole: bool
+        self,
+        caller: Caller,
+        asks: Sequence[Ask],
+        *,
+        is_whole: bool,
+        submit: Submit | None = None,
     ) -> AsyncIterator[list[Stream]]:
         """Submit requests with one hand-over to the engine; if one is refused none goes on.
 
@@ -169,6 +137,7 @@ class Dispatcher:
             caller: Who asks.
             asks: At least one.
             is_whole: As for `open`.
+            submit: Calls `submit` in its own way, for streams that relay; None for none.
 
         Raises:
             DistKVError: As `open` does; a note says of which prompt it is.
@@ -176,7 +145,11 @@ class Dispatcher:
         records = [self._record_of(caller, ask) for ask in asks]
         with serving(records[0].request_id), contextlib.ExitStack() as undo:
             # All have their names before the first is tokenised.
-            streams = [self._admit(caller, record, undo, is_whole=is_whole) for record in records]
+            most = None if is_whole else self._max_unread
+            streams = [
+                self._admit(caller, record, ask, undo, max_unread=most, is_relay=bool(submit))
+                for record, ask in zip(records, asks, strict=True)
+            ]
             requests: list[Request] = []
             for number, (stream, ask) in enumerate(zip(streams, asks, strict=True)):
                 try:
@@ -186,17 +159,49 @@ class Dispatcher:
                         error.add_note(f"in prompt {number} of {len(asks)}; none was answered")
                     raise
                 stream.record.num_prompt_tokens = num_tokens = len(request.prompt_token_ids)
-                self.quota.wait(caller, num_tokens)
+                self.quota.wait(caller, num_tokens, is_resumed=bool(ask.resumed))
                 self._waiting[stream.name] = (caller, num_tokens)
                 undo.callback(self._stop_waiting, stream.name)
-                if not is_whole:
-                    self._eager.add(stream.name)
+                self.delivery.listen(stream)
                 requests.append(request)
-            submitted = self.llm.thread.submit_soon(requests, self._sink)
-            for stream, request in zip(streams, requests, strict=True):
-                stream.begin(request)
-            await streams[0].prepare(asyncio.wrap_future(submitted), asks[0].deadline)
+            await (submit or self.submit)(requests, streams, asks[0].deadline)
             yield streams
+
+    async def submit(
+        self,
+        requests: Sequence[Request],
+        streams: Sequence[Stream],
+        deadline: float | None,
+        sink: Sink | None = None,
+    ) -> None:
+        """Hand requests to the engine.
+
+        Args:
+            requests: Tokenised.
+            streams: Theirs, opened by `open_all`.
+            deadline: Until when to wait.
+            sink: Takes their updates before the delivery does, and hands them on to it.
+
+        Raises:
+            DistKVError: They are refused.
+        """
+        submitted = self.llm.thread.submit_soon(requests, sink or self.delivery.sink)
+        for stream, request in zip(streams, requests, strict=True):
+            stream.begin(request)
+        await streams[0].prepare(asyncio.wrap_future(submitted), deadline)
+
+    def stream_of(self, caller: Caller, request_id: str) -> Stream | None:
+        """Find the stream of a caller's live request."""
+        stream = self._streams.get(engine_name(caller, request_id))
+        return None if stream is None or stream.record.caller != caller.name else stream
+
+    def is_open(self, stream: Stream) -> bool:
+        """Whether a stream's request is still under way here."""
+        return self._streams.get(stream.name) is stream
+
+    def relays(self) -> list[Stream]:
+        """List the streams of live requests that outlive their readers."""
+        return [stream for stream in self._streams.values() if stream.is_relay]
 
     def is_live(self, caller: Caller, request_id: str) -> bool:
         """Whether a request of the caller's has this name."""
@@ -211,21 +216,30 @@ class Dispatcher:
             carrier=ask.carrier,
             deadline=ask.deadline,
             arrival=time.monotonic() if ask.arrival is None else ask.arrival,
+            num_tokens=sum(len(one.token_ids) for one in ask.resumed),
         )
 
     def _admit(
-        self, caller: Caller, record: Record, undo: contextlib.ExitStack, *, is_whole: bool
+        self,
+        caller: Caller,
+        record: Record,
+        ask: Ask,
+        undo: contextlib.ExitStack,
+        *,
+        max_unread: int | None,
+        is_relay: bool,
     ) -> Stream:
         """Count a request in, by its name and its caller's quota, until `undo` is left."""
         undo.enter_context(self._observed(record))
         if self._refusal is not None:
             raise Unavailable(self._refusal)
         name = engine_name(caller, record.request_id)
-        if name in self._streams:
-            raise DuplicateRequest(f"request_id {record.request_id!r} is in use by a live request")
-        self.quota.begin(caller)
+        if (other := self._streams.get(name)) is not None:
+            text = f"request_id {record.request_id!r} is in use by a live request"
+            raise DuplicateRequest(kept_text(record.request_id) if other.is_relay else text)
+        self.quota.begin(caller, is_resumed=bool(ask.resumed))
         undo.callback(self.quota.end, caller)
-        stream = Stream(name, record, max_unread=None if is_whole else self._max_unread)
+        stream = Stream(name, record, max_unread=max_unread, is_relay=is_relay)
         self._streams[name] = stream
         self._is_empty.clear()
         undo.callback(self._leave, stream)
@@ -281,6 +295,7 @@ class Dispatcher:
                 request_id=stream.name,
                 priority=ask.priority,
                 deadline=ask.deadline,
+                resumed=ask.resumed,
             )
 
         if ask.size <= SMALL_PROMPT:
@@ -288,63 +303,18 @@ class Dispatcher:
         # A thread cannot be stopped: it may finish in vain, one that waits for its turn does not.
         return await stream.prepare(asyncio.to_thread(make), ask.deadline)
 
-    def _sink(self, group: list[Update]) -> None:
-        """Hand a step's updates over; called on the engine's thread, once a step.
-
-        The loop is woken only if somebody waits for one of them and nobody has woken it: each
-        time costs the engine a part of a millisecond.
-        """
-        now = time.monotonic()
-        self._groups.append((now, group))
-        is_round = now >= self._next_round
-        if not self._is_woken and any(self._is_awaited(update, is_round) for update in group):
-            self._is_woken = True
-            with contextlib.suppress(RuntimeError):  # the loop was closed under the engine
-                self._loop.call_soon_threadsafe(self._distribute)
-
-    def _is_awaited(self, update: Update, is_round: bool) -> bool:
-        """Whether somebody waits for an update; readers wait for the next round."""
-        name = update.request.request_id
-        return (
-            update.finish_reason is not None
-            or name in self._waiting
-            or (is_round and name in self._eager)
-        )
-
     def catch_up(self) -> None:
         """Tell observers of what came since the loop was last woken."""
-        self._distribute()
+        self.delivery.distribute()
 
-    def _distribute(self) -> None:
-        # Before the groups are taken: what comes meanwhile wakes the loop again.
-        self._is_woken = False
-        while self._groups:
-            self._distribute_group(*self._groups.popleft())
-        now = self._loop.time()
-        if self._unread and now >= self._next_round:
-            for stream in self._unread:
-                stream.wake()
-            self._unread.clear()
-            self._next_round = now + self._pace.next_round()
-            # Steps before then wake nobody, and there may be none after.
-            self._loop.call_at(self._next_round, self._distribute)
-
-    def _distribute_group(self, now: float, group: list[Update]) -> None:
-        for update in group:
-            name = update.request.request_id
-            stream = self._streams.get(name)
-            # Another one of the same name may have come since.
-            if stream is None or not stream.is_of(update.request):
-                continue
-            had_failed = stream.has_failed
-            self._observe(stream.record, update, now)
-            stream.add(update)
-            if name in self._eager:
-                self._unread.add(stream)
-            self._stop_waiting(name)
-            if stream.has_failed and not had_failed:
-                # Of several samples one may have failed alone, or nobody reads them.
-                self.llm.thread.cancel(name)
+    def _hear(self, stream: Stream, update: Update, now: float) -> None:
+        had_failed = stream.has_failed
+        self._observe(stream.record, update, now)
+        stream.add(update)
+        self._stop_waiting(stream.name)
+        if stream.has_failed and not had_failed:
+            # Of several samples one may have failed alone, or nobody reads them.
+            self.llm.thread.cancel(stream.name)
 
     def _observe(self, record: Record, update: Update, now: float) -> None:
         is_first = record.first_token is None
@@ -362,8 +332,7 @@ class Dispatcher:
     def _leave(self, stream: Stream) -> None:
         """Let go of a stream; its request ends if it has not."""
         del self._streams[stream.name]
-        self._eager.discard(stream.name)
-        self._unread.discard(stream)
+        self.delivery.leave(stream)
         if not self._streams:
             self._is_empty.set()
         if stream.has_begun and not stream.has_ended:

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import distkv_jax
-from serve.dispatch import Ask, Dispatcher
+from distkv_jax.errors import RequestNotFound
+from serve.ask import Ask
+from serve.dispatch import Dispatcher
 from serve.gate import ARRIVAL, CALLER
-from serve.observe.context import trace_headers
+from serve.journal.requests import DurableRequests, is_durable
+from serve.observe.context import serving, trace_headers
 from serve.observe.record import Record
 from serve.proto.distkv.v1 import inference_pb2 as pb
 from serve.proto.distkv.v1 import inference_pb2_grpc
@@ -23,6 +26,8 @@ from serve.translate import (
     sampling_of,
 )
 
+ACCEPTED = "distkv-accepted"
+"""Key of the initial metadata that names a durable request."""
 LONGEST_DEADLINE_S = 1e8
 """gRPC gives a time beyond this where there is no deadline."""
 
@@ -30,13 +35,17 @@ LONGEST_DEADLINE_S = 1e8
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Translates messages, and leaves the rest to the dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, model_name: str) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, model_name: str, durable: DurableRequests | None = None
+    ) -> None:
         """Serve inference.
 
         Args:
             dispatcher: Where requests go.
             model_name: As the server calls its model.
+            durable: Where durable requests go; None for nowhere.
         """
+        self._durable = durable
         self._dispatcher = dispatcher
         self._defaults = dispatcher.llm.get_default_sampling_params()
         self._model_name = model_name
@@ -53,21 +62,26 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         """Answer piece by piece; what comes while a piece is written goes into the next."""
         async with self._open("grpc.GenerateStream", request, context, is_whole=False) as stream:
-            piece = self._begin(stream, request)
-            while True:
-                add_updates(piece, await stream.take())
-                if stream.has_ended:
-                    break
-                await stream.write(context.write(piece))
-                piece = pb.GenerateResponse()
-            piece.usage.CopyFrom(usage_of(stream.record))
-            # The engine is done with it, its quota and the drain are when this piece is gone.
-            await stream.write(context.write(piece))
+            await pump(stream, self._begin(stream, request), context)
+
+    async def Attach(self, request: pb.AttachRequest, context: Any) -> None:
+        """Answer piece by piece what a durable request gave and gives, from given tokens on."""
+        name = request_id_of(request)
+        if self._durable is None:
+            raise RequestNotFound(
+                f"request_id {name!r} is of no durable request, there is no journal"
+            )
+        with serving(name):
+            async with self._durable.attach(CALLER.get(), name, request.offsets) as stream:
+                has_ids = request.return_prompt_token_ids
+                await pump(stream, first_message(stream.request, name, has_ids=has_ids), context)
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         """End a request of the same caller."""
         del context
-        self._dispatcher.abort(CALLER.get(), request_id_of(request))
+        caller, name = CALLER.get(), request_id_of(request)
+        if self._durable is None or not await self._durable.abort(caller, name):
+            self._dispatcher.abort(caller, name)
         return pb.AbortResponse()
 
     async def GetModelInfo(
@@ -111,12 +125,37 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                     carrier=trace_headers(context.invocation_metadata()),
                     arrival=arrival,
                 )
-            async with self._dispatcher.open(CALLER.get(), ask, is_whole=is_whole) as stream:
+                asked = request.durable if request.HasField("durable") else None
+                durable = self._durable if is_durable(asked, self._durable) else None
+            opener = durable or self._dispatcher
+            async with opener.open(CALLER.get(), ask, is_whole=is_whole) as stream:
+                if durable is not None:
+                    # Tells that it is accepted, before there is a token.
+                    await context.send_initial_metadata(((ACCEPTED, stream.record.request_id),))
                 yield stream
 
     def _begin(self, stream: Stream, request: pb.GenerateRequest) -> pb.GenerateResponse:
         name = stream.record.request_id
         return first_message(stream.request, name, has_ids=request.return_prompt_token_ids)
+
+
+async def pump(stream: Stream, piece: pb.GenerateResponse, context: Any) -> None:
+    """Write a stream, what comes while a piece is written in the next one; then what it took.
+
+    Args:
+        stream: To be read to its end.
+        piece: The first, with what stands in it.
+        context: Of the call.
+    """
+    while True:
+        add_updates(piece, await stream.take())
+        if stream.is_done:
+            break
+        await stream.write(context.write(piece))
+        piece = pb.GenerateResponse()
+    piece.usage.CopyFrom(usage_of(stream.record))
+    # The engine is done with it, its quota and the drain are when this piece is gone.
+    await stream.write(context.write(piece))
 
 
 def usage_of(record: Record) -> pb.Usage:

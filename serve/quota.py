@@ -61,14 +61,19 @@ class Quota:
         finally:
             _subtract(self._readings, caller.name, 1)
 
-    def begin(self, caller: Caller) -> None:
+    def begin(self, caller: Caller, *, is_resumed: bool = False) -> None:
         """Count a request in, before anything is done for it; calls being read do not count.
+
+        Args:
+            caller: Whose.
+            is_resumed: It was accepted by a server before this one: no limit refuses it.
 
         Raises:
             QueueFull: The server has as many as it takes.
             QuotaExceeded: The caller has.
         """
-        self._check(self.num_requests, self._requests[caller.name])
+        if not is_resumed:
+            self._check(self.num_requests, self._requests[caller.name])
         self._requests[caller.name] += 1
 
     def _check(self, count: int, mine: int) -> None:
@@ -82,14 +87,19 @@ class Quota:
         """Count a request out."""
         _subtract(self._requests, caller.name, 1)
 
-    def wait(self, caller: Caller, num_tokens: int) -> None:
+    def wait(self, caller: Caller, num_tokens: int, *, is_resumed: bool = False) -> None:
         """Count a prompt in.
+
+        Args:
+            caller: Whose.
+            num_tokens: It has.
+            is_resumed: As for `begin`.
 
         Raises:
             QuotaExceeded: Too many tokens of the caller wait already.
         """
         waiting, limit = self._tokens[caller.name], self._caller_tokens
-        if limit is not None and waiting and waiting + num_tokens > limit:
+        if limit is not None and not is_resumed and waiting and waiting + num_tokens > limit:
             raise QuotaExceeded(
                 f"{num_tokens} prompt tokens behind {waiting} of yours waiting, limit {limit}"
             )

@@ -24,6 +24,7 @@ from serve.gate import Gate
 from serve.http.door import HttpDoor
 from serve.http.tls import tls_context
 from serve.inference_service import InferenceService
+from serve.journal.requests import DurableRequests, open_journal
 from serve.keys import load_keys
 from serve.live.recent import Recent
 from serve.live.routes import live_routes
@@ -71,6 +72,7 @@ class Server:
         port: TCP port of gRPC, once started.
         http_port: That of HTTP; None without it.
         dispatcher: Between RPCs and engine.
+        durable: Keeps requests; None without a journal.
         watch: Shows what happens.
         metrics: Counts what happens.
     """
@@ -112,6 +114,16 @@ class Server:
             stream_interval_s=settings.stream_interval_ms / 1000,
             observers=observers,
         )
+        self.durable = None
+        if settings.journal is not None:
+            self.durable = DurableRequests(
+                self.dispatcher,
+                open_journal(settings.journal),
+                keep_s=settings.journal_keep_s,
+                keep_bytes=settings.journal_keep_mib * 2**20,
+                max_unread=settings.max_unread_tokens,
+                by_default=settings.durable_by_default,
+            )
         self.watch = Watch(self.dispatcher, recent, model=name)
         # The package chooses the module of `aio` by Python's version, where pyright does not look.
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
@@ -143,7 +155,7 @@ class Server:
         self._is_over = asyncio.Event()
         self._heartbeat: asyncio.Task[None] | None = None
         self._is_answering = True
-        service = InferenceService(self.dispatcher, name)
+        service = InferenceService(self.dispatcher, name, self.durable)
         inference_pb2_grpc.add_InferenceServicer_to_server(service, self._grpc)
         control_pb2_grpc.add_ControlServicer_to_server(
             ControlService(self.dispatcher, self.watch, self._profiler, self.drain), self._grpc
@@ -172,7 +184,11 @@ class Server:
         except RuntimeError as error:
             if self._door is not None:
                 await self._door.stop(0.0)
+            if self.durable is not None:
+                self.durable.close()
             raise ConfigError(f"cannot listen on {address}: {error}") from error
+        if self.durable is not None and (count := await self.durable.resume()):
+            logger.warning("going on with %d durable requests", count)
         await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.SERVING)
         await self._grpc.start()
         if self._door is not None:
@@ -214,8 +230,7 @@ class Server:
                     await self._health.set(INFERENCE, health_pb2.HealthCheckResponse.NOT_SERVING)
             is_clean = await self._wait_empty(grace_s)
             if not is_clean:
-                count = self.dispatcher.fail_all(Unavailable("the server was stopped"))
-                logger.warning("%d requests were cut off", count)
+                is_clean = await self._cut_off()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     await self._health.enter_graceful_shutdown()
@@ -228,12 +243,23 @@ class Server:
             if self._door is not None:
                 stops.append(self._door.stop(LAST_WORDS_S))
             await asyncio.gather(*stops)
+            if self.durable is not None:
+                await asyncio.to_thread(self.durable.close)
             self._request_log.close()
             if self._tracing is not None:
                 await self._tracing.close(LAST_WORDS_S)
         finally:
             self._is_over.set()
         return is_clean
+
+    async def _cut_off(self) -> bool:
+        """End what is under way; says whether nothing of it is lost."""
+        if self.durable is not None and (count := await self.durable.leave()):
+            logger.warning("%d durable requests are left to the next start", count)
+        count = self.dispatcher.fail_all(Unavailable("the server was stopped"))
+        if count:
+            logger.warning("%d requests were cut off", count)
+        return not count
 
     async def _wait_empty(self, grace_s: float) -> bool:
         """Wait until no request is under way; False when the grace is over or hurry asked for."""

@@ -41,6 +41,12 @@ class ServerSettings:
         drain_grace_s: Seconds that accepted requests have to finish when the server is stopped.
         otlp_traces_endpoint: URL of an OpenTelemetry collector that is sent a trace of every
             request by gRPC, such as http://localhost:4317; needs the extra otel.
+        journal: Folder, on a disk of this machine, of the journal that keeps durable requests:
+            those that are unfinished when the process ends, in whatever way, are gone on with at
+            its next start with the same folder. None for no durable requests.
+        journal_keep_s: Seconds for which a durable request that has ended can be attached to.
+        journal_keep_mib: MiB of ended durable requests that are kept at most; the oldest go first.
+        durable_by_default: Make every gRPC request durable that does not say durable=false.
         profile_dir: Folder for traces of JAX's profiler, which admins may then ask for.
     """
 
@@ -63,6 +69,10 @@ class ServerSettings:
     step_timeout_s: float = 300.0
     drain_grace_s: float = 30.0
     otlp_traces_endpoint: str | None = None
+    journal: str | None = None
+    journal_keep_s: float = 3600.0
+    journal_keep_mib: int = 256
+    durable_by_default: bool = False
     profile_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -90,6 +100,12 @@ class ServerSettings:
             )
         if not 0 <= self.drain_grace_s <= 86400:
             raise ConfigError(f"drain_grace_s={self.drain_grace_s} must be within 0..86400")
+        if not 0 <= self.journal_keep_s <= 1e9:
+            raise ConfigError(f"journal_keep_s={self.journal_keep_s} must be within 0..1e9")
+        if not 1 <= self.journal_keep_mib <= 2**20:
+            raise ConfigError(f"journal_keep_mib={self.journal_keep_mib} must be within 1..{2**20}")
+        if self.durable_by_default and self.journal is None:
+            raise ConfigError("durable_by_default needs a journal")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigError("tls_cert and tls_key go together, one of them was given")
         if self.tls_client_ca is not None and self.tls_cert is None:

@@ -53,7 +53,7 @@ REASONS = {
 REASON_NAMES: dict[int, str] = {number: name for name, number in REASONS.items()}
 
 
-def request_id_of(message: pb.GenerateRequest | pb.AbortRequest) -> str:
+def request_id_of(message: pb.GenerateRequest | pb.AbortRequest | pb.AttachRequest) -> str:
     """Read a request's name; empty where none was given.
 
     Raises:
@@ -146,6 +146,7 @@ def message_of_request(
     *,
     request_id: str = "",
     priority: int = 0,
+    durable: bool | None = None,
 ) -> pb.GenerateRequest:
     """Write a request.
 
@@ -154,7 +155,10 @@ def message_of_request(
     """
     try:
         message = pb.GenerateRequest(
-            request_id=request_id, sampling=message_of_sampling(params), priority=priority
+            request_id=request_id,
+            sampling=message_of_sampling(params),
+            priority=priority,
+            durable=durable,
         )
         if isinstance(prompt, str):
             message.text = prompt

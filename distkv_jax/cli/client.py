@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         return stream(args, settings)
     with Client(**settings) as client:
         match args.action:
+            case "attach":
+                attach(client, args)
             case "abort":
                 client.abort(args.request_id)
             case "info":
@@ -83,18 +85,34 @@ def stream(args: argparse.Namespace, settings: Mapping[str, Any]) -> int:
     writer = TextWriter(has_headings=False, shows_ids=args.token_ids)
     with Client(**settings) as client:
         for prompt in read_prompts(args):
-            num_written, output = 0, None
-            for output in client.stream(
-                as_sent(prompt), sampling, priority=args.priority, request_id=args.request_id
-            ):
-                if output.outputs:
-                    num_written = writer.write_new(output.outputs[0], num_written)
-            assert output is not None  # a stream that failed has raised
-            for sample in output.outputs:
-                if sample.index:
-                    writer.write_new(sample, 0)
-                writer.end(sample)
+            outputs = client.stream(
+                as_sent(prompt),
+                sampling,
+                priority=args.priority,
+                request_id=args.request_id,
+                durable=args.durable,
+            )
+            write_outputs(writer, outputs)
     return 0
+
+
+def attach(client: Client, args: argparse.Namespace) -> None:
+    """Print what a durable request gave and gives, from its token `args.offset` on."""
+    writer = TextWriter(has_headings=False, shows_ids=args.token_ids)
+    write_outputs(writer, client.attach(args.request_id, args.offset))
+
+
+def write_outputs(writer: TextWriter, outputs: Iterable[RequestOutput]) -> None:
+    """Print a stream's first sample as it comes, then the others."""
+    num_written, output = 0, None
+    for output in outputs:
+        if output.outputs:
+            num_written = writer.write_new(output.outputs[0], num_written)
+    assert output is not None  # a stream that failed has raised
+    for sample in output.outputs:
+        if sample.index:
+            writer.write_new(sample, 0)
+        writer.end(sample)
 
 
 def as_sent(prompt: Any) -> str | tuple[int, ...]:

@@ -115,6 +115,8 @@ examples:
   distkv client generate "It was a bright day" "In the beginning" --max-tokens 40 --temperature 0
   distkv client stream "Dear Sir," --seed 7 --stop "." --request-id letter-1
   distkv client abort letter-1
+  distkv client stream "Dear Sir," --durable --request-id letter-2
+  distkv client attach letter-2 --offset 40
   distkv client pool --server gpu7:50051 --tls-ca ca.pem --api-key-file key.txt
 """
 WATCH_EXAMPLES = """\
@@ -290,7 +292,14 @@ def _add_client(parser: Parser) -> None:
         "--json", action="store_true", help="print one JSON object for each prompt"
     )
     stream.add_argument(
-        "--request-id", default="", metavar="NAME", help="a name to abort the request by"
+        "--request-id", default="", metavar="NAME", help="a name to abort or attach to it by"
+    )
+    stream.add_argument(
+        "--durable",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="have the server keep it: it goes on when this command or the server dies (default: "
+        "as the server is set)",
     )
     for action in (generate, stream):
         _add_prompts(action)
@@ -301,6 +310,17 @@ def _add_client(parser: Parser) -> None:
             metavar="N",
             help="lower runs first, where the server schedules by priority (default: 0)",
         )
+    what = "print what a durable request gave and gives"
+    attach = _command(actions, "attach", "REQUEST_ID [SETTINGS]", what)
+    attach.add_argument("request_id", metavar="REQUEST_ID", help="as the request was named")
+    attach.add_argument(
+        "--offset",
+        default=0,
+        type=int,
+        metavar="N",
+        help="tokens of the first sample to leave out (default: 0)",
+    )
+    attach.add_argument("--token-ids", action="store_true", help="print token ids, not text")
     abort = _command(actions, "abort", "REQUEST_ID [SETTINGS]", "end a request")
     abort.add_argument("request_id", metavar="REQUEST_ID", help="as the request was named")
     info = _command(actions, "info", "[SETTINGS]", "print what is served")
@@ -323,7 +343,7 @@ def _add_client(parser: Parser) -> None:
     )
     # Never the key itself: other users of the machine see command lines.
     shown = [field.name for field in dataclasses.fields(ClientSettings) if field.name != "api_key"]
-    for action in (generate, stream, abort, info, pool, load, profile, drain):
+    for action in (generate, stream, attach, abort, info, pool, load, profile, drain):
         add_fields(action, "connection", ClientSettings, only=shown)
     for action in (generate, stream):
         add_fields(action, "sampling", SamplingParams)

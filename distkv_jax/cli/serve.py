@@ -13,8 +13,11 @@ from distkv_jax.cli.logs import LogSettings, configure_logs
 from distkv_jax.cli.open_llm import open_llm
 from distkv_jax.cli.world import Place, follow_leader, lead, world_settings
 from distkv_jax.llm import LLM
+from serve.journal.requests import check_journal
 from serve.server import Server, check_settings
 from serve.settings import ServerSettings
+
+DURABLE = "; durable ones that are not done by then go on at the next start"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     place = Place(args, world) if world.is_shared else None
     if place is not None and world.rank:
         return follow_leader(place)
+    if settings.journal is not None:
+        check_journal(settings.journal)
     model = args.model if "model" in args else "tiny"
     opened = open_llm(args) if place is None else lead(place, show_progress=not args.quiet)
     with opened as llm:
@@ -77,7 +82,7 @@ def on_signal(server: Server, *, is_first: bool) -> None:
         return
     print(
         f"draining: up to {server.settings.drain_grace_s:g} s for accepted requests, "
-        "a second signal stops at once",
+        f"a second signal stops at once{'' if server.durable is None else DURABLE}",
         file=sys.stderr,
     )
     server.drain()

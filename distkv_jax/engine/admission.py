@@ -99,7 +99,10 @@ class Admission:
         if params.stop_strings:
             require_tokenizer(self._tokenizer)
         self._bad_words(params)
-        return self._check_slots(request)
+        most = self._check_slots(request)
+        if request.resumed:
+            check_known(request, most, self._model.vocab_size)
+        return most
 
     def take_in(
         self, requests: tuple[Request, ...], live: Container[str], waiting: list[Sequence]
@@ -130,7 +133,11 @@ class Admission:
         ]
 
     def _check_queue(self, requests: tuple[Request, ...], waiting: list[Sequence]) -> None:
+        # Those that go on were accepted before, running ones too: all at once they may be more.
+        requests = tuple(request for request in requests if not request.resumed)
         count, limit = len(requests), self._config.max_num_queued_reqs
+        if not count:
+            return
         max_tokens = self._config.max_num_queued_tokens
         if max_tokens is None and count + len(waiting) <= limit:
             return
@@ -153,7 +160,7 @@ class Admission:
         self._num_arrivals += 1
         bad_words = self._bad_words(params)
         sequences: list[Sequence] = []
-        for index in range(params.n):
+        for index in request.open_samples:
             sequences.append(
                 Sequence(
                     key=SequenceKey(request.request_id, index),
@@ -166,6 +173,7 @@ class Admission:
                     seed=seed,
                     block_size=self._config.block_size,
                     parent=sequences[0] if sequences else None,
+                    resumed=request.known[index].token_ids,
                 )
             )
         return sequences
@@ -213,3 +221,27 @@ class Admission:
                 f"bad_words have token id {largest}, the model has 0..{self._model.vocab_size - 1}"
             )
         return words
+
+
+def check_known(request: Request, max_tokens: int, vocab_size: int) -> None:
+    """Refuse to go on from what no engine with this model could have given.
+
+    Raises:
+        RequestError: Says what it is.
+    """
+    num_samples = len(request.resumed)
+    if num_samples != request.params.n:
+        raise RequestError(f"resumed has {num_samples} samples, n={request.params.n}")
+    if not request.open_samples:
+        raise RequestError(f"resumed has {num_samples} samples, all of which have ended")
+    for index, (token_ids, has_ended) in enumerate(request.resumed):
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+            bad = min(token_ids) if min(token_ids) < 0 else max(token_ids)
+            raise RequestError(
+                f"resumed sample {index} has token id {bad}, the model has 0..{vocab_size - 1}"
+            )
+        if not has_ended and len(token_ids) >= max_tokens:
+            raise RequestError(
+                f"resumed sample {index} has {len(token_ids)} tokens and has not ended, "
+                f"limit {max_tokens}"
+            )

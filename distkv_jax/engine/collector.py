@@ -22,11 +22,14 @@ class Collector:
         self._transcripts: dict[Sequence, Transcript] = {}
 
     def begin(self, sequence: Sequence) -> None:
-        """Start the text of a new sequence."""
-        if self._tokenizer is not None and sequence.params.detokenize:
-            self._transcripts[sequence] = Transcript(
-                self._tokenizer, sequence.tokens, sequence.params
-            )
+        """Start the text of a new sequence; what it knows already is written and not given."""
+        params = sequence.params
+        if self._tokenizer is None or not params.detokenize:
+            return
+        prompt = sequence.tokens[: sequence.prompt_len]
+        transcript = self._transcripts[sequence] = Transcript(self._tokenizer, prompt, params)
+        for count, token in enumerate(sequence.output_tokens, start=1):
+            transcript.push(token, may_stop=count >= params.min_tokens)
 
     def score(self, row: Expected, sampled: Sampled) -> None:
         """Keep a prompt token's log-probability; a position scored before a restart stays."""

@@ -2,8 +2,21 @@
 
 import dataclasses
 import time
+from typing import NamedTuple
 
 from distkv_jax.engine.sampling_params import SamplingParams
+
+
+class Known(NamedTuple):
+    """What a sample had given when the engine that ran it was lost.
+
+    Attributes:
+        token_ids: In their order; they are not given again.
+        has_ended: Whether it has all it will get.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    has_ended: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +31,8 @@ class Request:
         priority: Lower runs first under the scheduling policy "priority".
         deadline: `time.monotonic()` after which it ends, queued or running; None for never.
         arrival: `time.monotonic()` when it came.
+        resumed: What each sample gave in an engine before, from which this one goes on as if it had
+            given it itself; empty for a new request. It was accepted once, so no queue refuses it.
     """
 
     request_id: str
@@ -27,3 +42,14 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     arrival: float = dataclasses.field(default_factory=time.monotonic)
+    resumed: tuple[Known, ...] = ()
+
+    @property
+    def known(self) -> tuple[Known, ...]:
+        """What each sample has already."""
+        return self.resumed or (Known(),) * self.params.n
+
+    @property
+    def open_samples(self) -> tuple[int, ...]:
+        """Which samples are still to be generated."""
+        return tuple(index for index, one in enumerate(self.known) if not one.has_ended)

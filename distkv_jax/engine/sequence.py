@@ -58,11 +58,12 @@ class Sequence:
         seed: int,
         block_size: int,
         parent: "Sequence | None",
+        resumed: tuple[int, ...] = (),
     ) -> None:
         self.key = key
         self.order = order
         self.prompt_len = len(prompt)
-        self.tokens = list(prompt)
+        self.tokens = [*prompt, *resumed]
         self.params = params
         self.bad_words = bad_words
         self.max_tokens = max_tokens

@@ -155,6 +155,11 @@ class EngineThread:
             raise InvariantError(f"the engine failed: {failure!r}") from failure
 
     @property
+    def has_stopped(self) -> bool:
+        """Whether it takes no more requests; what failed by then did not fail by its own fault."""
+        return self._stopped is not None
+
+    @property
     def _refusal(self) -> str:
         return f"the engine takes no requests: {self._stopped}"
 
@@ -219,7 +224,7 @@ class EngineThread:
                     accepted.set_exception(EngineStopped(self._refusal))
                     return
                 for request in requests:
-                    samples = set(range(request.params.n))
+                    samples = set(request.open_samples)
                     self._open[request.request_id] = Open(request, sink, samples)
             accepted.set_result(None)
 

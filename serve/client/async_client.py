@@ -11,6 +11,7 @@ import grpc
 from distkv_jax.engine.outputs import RequestOutput, snapshot
 from serve.client.blocking_client import Sampling, new_result
 from serve.client.connection import connect, heard_of
+from serve.client.tries import Tries
 from serve.client_settings import ClientSettings
 from serve.proto.distkv.v1 import control_pb2, inference_pb2
 from serve.translate import add_response, message_of_request
@@ -61,12 +62,15 @@ class AsyncClient:
         request_id: str = "",
         priority: int = 0,
         timeout_s: float | None = None,
+        durable: bool | None = None,
     ) -> RequestOutput:
         """Generate for one prompt; as `Client.generate`. Cancelling the task cancels it."""
         message = message_of_request(
-            prompt, sampling_params, request_id=request_id, priority=priority
+            prompt, sampling_params, request_id=request_id, priority=priority, durable=durable
         )
         output = new_result(prompt)
+        if durable:
+            return [one async for one in self._stream(output, message, timeout_s)][-1]
         answer = await self._call(self._inference.Generate, message, timeout_s)
         add_response(output, answer, time.monotonic())
         return output
@@ -79,32 +83,45 @@ class AsyncClient:
         request_id: str = "",
         priority: int = 0,
         timeout_s: float | None = None,
+        durable: bool | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate for one prompt, giving the output so far; as `Client.stream`."""
         message = message_of_request(
-            prompt, sampling_params, request_id=request_id, priority=priority
+            prompt, sampling_params, request_id=request_id, priority=priority, durable=durable
         )
-        return self._stream(prompt, message, timeout_s)
+        return self._stream(new_result(prompt), message, timeout_s)
+
+    def attach(
+        self,
+        request_id: str,
+        offset: int | Sequence[int] = 0,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Read a durable request; as `Client.attach`."""
+        offsets = [offset] if isinstance(offset, int) else offset
+        message = inference_pb2.AttachRequest(
+            request_id=request_id, offsets=offsets, return_prompt_token_ids=True
+        )
+        return self._stream(new_result(()), message, timeout_s)
 
     async def _stream(
         self,
-        prompt: str | Sequence[int],
-        message: inference_pb2.GenerateRequest,
+        output: RequestOutput,
+        message: inference_pb2.GenerateRequest | inference_pb2.AttachRequest,
         timeout_s: float | None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        output, retries, has_begun = new_result(prompt), self._connection.retries(timeout_s), False
+        tries = Tries(self._connection, message, output, timeout_s)
         while True:
-            call = self._inference.GenerateStream(
-                message, timeout=retries.time_left(), metadata=self._metadata
-            )
+            call = tries.call()
             try:
                 async for piece in call:
-                    has_begun = True
+                    tries.heard_something()
                     add_response(output, piece, time.monotonic())
                     yield snapshot(output)
                 return
             except grpc.RpcError as error:
-                await asyncio.sleep(retries.wait_before_next(heard_of(error), has_begun=has_begun))
+                await asyncio.sleep(tries.wait_before_next(heard_of(error)))
             finally:
                 call.cancel()
 

@@ -10,6 +10,7 @@ import grpc
 from distkv_jax.engine.outputs import RequestMetrics, RequestOutput, snapshot
 from distkv_jax.engine.sampling_params import SamplingParams
 from serve.client.connection import connect, heard_of
+from serve.client.tries import Tries
 from serve.client_settings import ClientSettings
 from serve.proto.distkv.v1 import control_pb2, inference_pb2
 from serve.translate import add_response, message_of_request
@@ -65,6 +66,7 @@ class Client:
         request_id: str = "",
         priority: int = 0,
         timeout_s: float | None = None,
+        durable: bool | None = None,
     ) -> RequestOutput:
         """Generate for one prompt.
 
@@ -74,15 +76,21 @@ class Client:
             request_id: A name to abort it by; empty takes one from the server.
             priority: Lower first, where the server schedules by priority.
             timeout_s: Seconds for it, retries included; None takes the client's setting.
+            durable: Have the server keep it: it goes on when this process or the server dies. The
+                connection is made again for up to the setting `reattach_s`. None lets the server
+                decide, and does not do that.
 
         Raises:
             DistKVError: As the server says: a `RequestError` is final, `QueueFull` and
                 `Unavailable` may be tried later.
         """
         message = message_of_request(
-            prompt, sampling_params, request_id=request_id, priority=priority
+            prompt, sampling_params, request_id=request_id, priority=priority, durable=durable
         )
         output = new_result(prompt)
+        if durable:
+            *_, last = self._stream(output, message, timeout_s)
+            return last
         answer = self._call(self._inference.Generate, message, timeout_s)
         add_response(output, answer, time.monotonic())
         return output
@@ -95,36 +103,63 @@ class Client:
         request_id: str = "",
         priority: int = 0,
         timeout_s: float | None = None,
+        durable: bool | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Generate for one prompt, giving the output so far for each piece that comes.
 
         The request starts with the first output that is asked for. Closing the iterator early
-        cancels it. Arguments and errors are those of `generate`.
+        cancels it, unless it is durable. Arguments and errors are those of `generate`.
         """
         message = message_of_request(
-            prompt, sampling_params, request_id=request_id, priority=priority
+            prompt, sampling_params, request_id=request_id, priority=priority, durable=durable
         )
-        return self._stream(prompt, message, timeout_s)
+        return self._stream(new_result(prompt), message, timeout_s)
+
+    def attach(
+        self,
+        request_id: str,
+        offset: int | Sequence[int] = 0,
+        *,
+        timeout_s: float | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """Read a durable request of this caller's, giving the output so far after every piece.
+
+        Outputs have what came from the offset on, text and tokens. Closing the iterator early
+        changes nothing for the request. A lost connection is made again, as by `stream`.
+
+        Args:
+            request_id: As it was named.
+            offset: Tokens of the first sample to leave out; a list is of all samples.
+            timeout_s: As for `generate`.
+
+        Raises:
+            RequestNotFound: There is none of that name, or it is no longer kept.
+            RequestError: An offset is beyond what there is.
+            DistKVError: As `generate`.
+        """
+        offsets = [offset] if isinstance(offset, int) else offset
+        message = inference_pb2.AttachRequest(
+            request_id=request_id, offsets=offsets, return_prompt_token_ids=True
+        )
+        return self._stream(new_result(()), message, timeout_s)
 
     def _stream(
         self,
-        prompt: str | Sequence[int],
-        message: inference_pb2.GenerateRequest,
+        output: RequestOutput,
+        message: inference_pb2.GenerateRequest | inference_pb2.AttachRequest,
         timeout_s: float | None,
     ) -> Generator[RequestOutput, None, None]:
-        output, retries, has_begun = new_result(prompt), self._connection.retries(timeout_s), False
+        tries = Tries(self._connection, message, output, timeout_s)
         while True:
-            call = self._inference.GenerateStream(
-                message, timeout=retries.time_left(), metadata=self._metadata
-            )
+            call = tries.call()
             try:
                 for piece in call:
-                    has_begun = True
+                    tries.heard_something()
                     add_response(output, piece, time.monotonic())
                     yield snapshot(output)
                 return
             except grpc.RpcError as error:
-                time.sleep(retries.wait_before_next(heard_of(error), has_begun=has_begun))
+                time.sleep(tries.wait_before_next(heard_of(error)))
             finally:
                 call.cancel()
 

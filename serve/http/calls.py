@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 from starlette.requests import Request
 
 from distkv_jax.engine.sampling_params import SamplingParams
-from serve.dispatch import SMALL_PROMPT, Ask, Dispatcher
+from serve.ask import SMALL_PROMPT, Ask
+from serve.dispatch import Dispatcher
 from serve.errors import FieldError, naming
 from serve.http.access import caller_of
 from serve.http.bodies import MAX_PROMPTS, ChatBody, CompletionBody, SamplingBody

@@ -130,7 +130,7 @@ class Generation:
         held: list[Update] = []
         while True:
             updates = held + await stream.take()
-            has_ended = stream.has_ended
+            has_ended = stream.is_done
             if places is None:
                 positions = prompt_positions(updates)
                 if wants_prompt and positions is None and not has_ended:

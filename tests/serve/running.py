@@ -61,7 +61,7 @@ class Running:
         self.channel = grpc.insecure_channel(self.address, [("grpc.enable_retries", 0)])
         self.inference = inference_pb2_grpc.InferenceStub(self.channel)
         self.control = control_pb2_grpc.ControlStub(self.channel)
-        self.client = Client(self.address, max_retries=0, timeout_s=TIMEOUT_S)
+        self.client = Client(self.address, max_retries=0, reattach_s=0, timeout_s=TIMEOUT_S)
 
     async def _start(self, settings: ServerSettings) -> Server:
         server = Server(self.llm, settings, model_name="small")

@@ -21,8 +21,8 @@ from distkv_jax.errors import (
     SlowReader,
     Unavailable,
 )
+from serve.ask import Ask
 from serve.client import AsyncClient
-from serve.dispatch import Ask
 from serve.keys import ANYBODY
 from serve.proto.distkv.v1 import inference_pb2_grpc
 from serve.stream import Stream, error_of
@@ -204,7 +204,7 @@ def test_the_loop_is_woken_once_a_step_at_most_and_only_for_who_waits(
             wakes.append(function)
             service.loop.call_soon_threadsafe(function, *arguments)
 
-    monkeypatch.setattr(dispatcher, "_loop", Watched())
+    monkeypatch.setattr(dispatcher.delivery, "_loop", Watched())
     params = {"max_tokens": 50, "ignore_eos": True}
     service.client.generate([5, 6], params | {"n": 4})
     # The first token ends the waiting of its quota, then each sample has its end.
@@ -219,7 +219,7 @@ def test_rounds_come_at_their_pace_and_none_is_lost(
     service: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a step gave before a pause is not held back."""
-    monkeypatch.setattr(service.server.dispatcher, "_pace", SlowPace())
+    monkeypatch.setattr(service.server.dispatcher.delivery, "_pace", SlowPace())
     stream = service.client.stream([5, 6], {"max_tokens": 100, "ignore_eos": True})
     counts = [len(next(stream).outputs[0].token_ids) for _ in range(2)]
     with paused(service.llm):

@@ -12,7 +12,7 @@ import pytest
 import serve.server
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.errors import RequestError
-from serve.dispatch import Ask
+from serve.ask import Ask
 from serve.keys import Caller
 from serve.observe.audience import Audience
 from serve.observe.record import Observer, Record

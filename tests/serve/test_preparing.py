@@ -14,7 +14,7 @@ from distkv_jax.engine.prompt import parse_prompt
 from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.errors import DeadlineExceeded, PromptTooLong, RequestCancelled, Unavailable
 from distkv_jax.models.tokenizer import Tokenizer, require_tokenizer
-from serve.dispatch import Ask
+from serve.ask import Ask
 from serve.keys import ANYBODY
 from tests.serve.running import (
     TIMEOUT_S,

@@ -59,7 +59,13 @@ def call(
 def test_methods_are_described(pool: descriptor_pool.DescriptorPool) -> None:
     methods = pool.FindServiceByName("distkv.v1.Inference").methods
 
-    assert [one.name for one in methods] == ["Generate", "GenerateStream", "Abort", "GetModelInfo"]
+    assert [one.name for one in methods] == [
+        "Generate",
+        "GenerateStream",
+        "Abort",
+        "Attach",
+        "GetModelInfo",
+    ]
     assert pool.FindMessageTypeByName("distkv.v1.SamplingParams").fields_by_name["top_p"]
 
 

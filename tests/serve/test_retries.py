@@ -1,5 +1,7 @@
 """A client tries again only what the server did not begin, and not for ever."""
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -82,10 +84,10 @@ def test_a_call_that_was_refused_once_succeeds(
 ) -> None:
     begin, refusals = service.server.dispatcher.quota.begin, [Unavailable("a"), Unavailable("b")]
 
-    def refuse_twice(caller: object) -> None:
+    def refuse_twice(caller: Any, **how: Any) -> None:
         if refusals:
             raise refusals.pop()
-        begin(caller)  # pyright: ignore[reportArgumentType] (a Caller)
+        begin(caller, **how)
 
     monkeypatch.setattr(service.server.dispatcher.quota, "begin", refuse_twice)
     monkeypatch.setattr("serve.client.blocking_client.time.sleep", lambda _: None)

@@ -8,7 +8,7 @@ import pytest
 
 from distkv_jax.engine.outputs import Update
 from distkv_jax.errors import RequestError
-from serve.dispatch import Ask
+from serve.ask import Ask
 from serve.keys import Caller
 from serve.observe.audience import Audience
 from serve.observe.record import Observer, Record

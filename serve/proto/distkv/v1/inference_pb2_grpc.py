@@ -49,6 +49,11 @@ class InferenceStub:
                 request_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
                 response_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AbortResponse.FromString,
                 _registered_method=True)
+        self.Attach = channel.unary_stream(
+                '/distkv.v1.Inference/Attach',
+                request_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AttachRequest.SerializeToString,
+                response_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/distkv.v1.Inference/GetModelInfo',
                 request_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
@@ -80,6 +85,14 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Attach(self, request, context):
+        """Reads a durable request of the same caller from given tokens on, while it runs and for some time
+        after its end. Leaving changes nothing for the request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelInfo(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -103,6 +116,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Abort,
                     request_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AbortRequest.FromString,
                     response_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AbortResponse.SerializeToString,
+            ),
+            'Attach': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AttachRequest.FromString,
+                    response_serializer=serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -191,6 +209,33 @@ class Inference:
             '/distkv.v1.Inference/Abort',
             serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
             serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/distkv.v1.Inference/Attach',
+            serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.AttachRequest.SerializeToString,
+            serve_dot_proto_dot_distkv_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,
