@@ -34,6 +34,7 @@ class EngineStats:
         num_prompt_tokens: Prompt tokens of requests that were taken in.
         num_generated_tokens: Tokens given out.
         num_preemptions: Sequences whose blocks were taken for older ones.
+        num_fetched_tokens: Tokens of theirs that came back from host memory.
         num_failed_steps: Steps that raised; their sequences were prefilled again.
         moved: Blocks moved between instances, by what asked for it.
         modelled_s: Seconds that all steps take by the planner's model, each as long as its slowest
@@ -49,6 +50,7 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_fetched_tokens: int = 0
     num_failed_steps: int = 0
     moved: MoveStats = MoveStats()
     modelled_s: float = 0.0
@@ -106,7 +108,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a call of `step` would do anything."""
-        return bool(self._requests) or self._in_flight is not None or self._is_renewal_due
+        is_busy = bool(self._requests) or self._in_flight is not None
+        return is_busy or bool(self._scheduler.tier.orders) or self._is_renewal_due
 
     @property
     def _is_renewal_due(self) -> bool:
@@ -172,6 +175,7 @@ class Engine:
             updates += self._recover(failure)
         self._beat()
         self.stats.num_preemptions = self._scheduler.num_preemptions
+        self.stats.num_fetched_tokens = self._scheduler.tier.num_fetched_tokens
         self.stats.moved = self._rebalancer.stats
         waited = self.stats.wait_s - waited_before
         self.stats.host_s += time.perf_counter() - begin - waited
@@ -189,6 +193,7 @@ class Engine:
     def _advance(self) -> list[Update]:
         previous, self._in_flight = self._in_flight, None
         self._coordinate()
+        self._scheduler.tier.listen(self.runner.hear())
         plan = self._scheduler.schedule()
         self._check_progress(plan, previous)
         self._in_flight = self._dispatch(plan)
@@ -223,6 +228,9 @@ class Engine:
             )
 
     def _dispatch(self, plan: StepPlan) -> InFlight | None:
+        # First: the step may write into blocks that are to be saved, and read fetched ones.
+        for order in self._scheduler.tier.take_orders():
+            self.runner.order(order)
         # Also when none of them runs in this step: they are admitted only once.
         for sequence in plan.admitted:
             if sequence.scheduled is None:
@@ -302,10 +310,11 @@ class Engine:
         return self._reset()
 
     def _reset(self) -> list[Update]:
-        """Let go of pools that a failed step has spoilt."""
+        """Let go of pools that a failed step has spoilt, and of what was saved out of them."""
         if self._renewal is not None:
             # The connections between the processes are spoilt too.
             return self._renew()
+        self._scheduler.tier.forget_all()
         self.runner.reset()
         return []
 
@@ -318,10 +327,12 @@ class Engine:
         assert self._renewal is not None
         self._in_flight = None
         moved, num_preemptions = self._rebalancer.stats, self._scheduler.num_preemptions
+        num_fetched_tokens = self._scheduler.tier.num_fetched_tokens
         # Whoever refers to the old devices holds up the processes that wait for this one.
         del self.runner, self.coordinator, self._scheduler, self._rebalancer
         self._use(self._renewal.renew())
         self._rebalancer.stats, self._scheduler.num_preemptions = moved, num_preemptions
+        self._scheduler.tier.num_fetched_tokens = num_fetched_tokens
         self.admission.move_to(self.coordinator)
         self._num_empty = 0
         for _, sequences in self._requests.values():
@@ -371,6 +382,7 @@ class Engine:
             self._is_audited = False
         elif not self._is_audited:
             self.coordinator.check_idle()
+            self._scheduler.tier.check_idle(self.runner.host_pools)
             self._is_audited = True
 
 
