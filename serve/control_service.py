@@ -110,4 +110,6 @@ def pool_of(engine: Engine) -> pb.GetPoolResponse:
         )
     for name, blocks in engine.coordinator.placement().items():
         pool.requests.add(request_id=name, blocks=blocks)
+    for instance, usage in enumerate(engine.host_usage()):
+        pool.hosts.add(instance=instance, total=usage.total, free=usage.free, held=usage.held)
     return pool

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 
 from distkv_jax.cache.performance import StepModel
+from distkv_jax.cache.usage import Usage
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
 from distkv_jax.engine.encode import Encoded
@@ -124,6 +125,10 @@ class Engine:
     def num_waiting(self) -> int:
         """Sequences in the queue."""
         return len(self._scheduler.waiting)
+
+    def host_usage(self) -> list[Usage]:
+        """List every instance's blocks of host memory by state; none where there are none."""
+        return self._scheduler.tier.usage()
 
     def submit(self, requests: tuple[Request, ...]) -> None:
         """Queue requests, all or none.

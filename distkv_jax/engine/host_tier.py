@@ -155,7 +155,9 @@ class HostTier:
         self.orders.clear()
 
     def usage(self) -> list[Usage]:
-        """List every instance's blocks of host memory by state, as its host said last."""
+        """List what every host said last of its blocks; nothing where there are none."""
+        if not self._is_on:
+            return []
         return [usage_of(self.gmanager.ledger, at) for at in range(self._num_instances)]
 
     def check_idle(self, pools: Iterable[HostPool]) -> None:

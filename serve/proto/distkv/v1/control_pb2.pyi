@@ -55,14 +55,28 @@ class GetPoolRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetPoolResponse(_message.Message):
-    __slots__ = ("block_size", "instances", "requests")
+    __slots__ = ("block_size", "instances", "requests", "hosts")
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
     block_size: int
     instances: _containers.RepeatedCompositeFieldContainer[InstanceBlocks]
     requests: _containers.RepeatedCompositeFieldContainer[RequestBlocks]
-    def __init__(self, block_size: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InstanceBlocks, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestBlocks, _Mapping]]] = ...) -> None: ...
+    hosts: _containers.RepeatedCompositeFieldContainer[HostBlocks]
+    def __init__(self, block_size: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InstanceBlocks, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestBlocks, _Mapping]]] = ..., hosts: _Optional[_Iterable[_Union[HostBlocks, _Mapping]]] = ...) -> None: ...
+
+class HostBlocks(_message.Message):
+    __slots__ = ("instance", "total", "free", "held")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    total: int
+    free: int
+    held: int
+    def __init__(self, instance: _Optional[int] = ..., total: _Optional[int] = ..., free: _Optional[int] = ..., held: _Optional[int] = ...) -> None: ...
 
 class InstanceBlocks(_message.Message):
     __slots__ = ("instance", "total", "free", "held", "lent", "borrowed", "reserved", "debts")
