@@ -92,6 +92,7 @@ def load_of(engine: Engine) -> pb.GetLoadResponse:
         num_spanning_steps=stats.num_spanning_steps,
         num_preemptions=stats.num_preemptions,
         num_failed_steps=stats.num_failed_steps,
+        num_fetched_tokens=stats.num_fetched_tokens,
     )
 
 

@@ -105,6 +105,7 @@ class Engine:
         self._scheduler, self._encoder = parts.scheduler, parts.encoder
         self._rebalancer, self.step_model = parts.rebalancer, parts.step_model
         self.coordinator.beat()
+        self._scheduler.tier.listen(self.runner.hear())
 
     @property
     def has_work(self) -> bool:

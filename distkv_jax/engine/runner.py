@@ -119,6 +119,11 @@ class Runner:
         return self.mesh.shape[INSTANCE]
 
     @property
+    def pools(self) -> Pools:
+        """The pools as the commands so far leave them."""
+        return self._pools
+
+    @property
     def host_pools(self) -> Collection[HostPool]:
         """Accounts of the host memory of this process."""
         return () if self.host_memory is None else self.host_memory.pools.values()

@@ -109,6 +109,8 @@ def test_preempted_sequences_come_back_in_both_processes(client: Client) -> None
         prompts = [{"prompt_token_ids": tokens} for tokens in PROMPTS]
         each = [PARAMS[index % 2] for index in range(len(PROMPTS))]
         expected = llm.generate(prompts, each, use_tqdm=False)
+    # Heard of before anything is in it.
+    assert [one.free for one in client.pool().hosts] == [40, 40]
     held = {0: 0, 1: 0}
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
         jobs = [threads.submit(client.generate, *one) for one in zip(PROMPTS, each, strict=True)]
@@ -121,6 +123,7 @@ def test_preempted_sequences_come_back_in_both_processes(client: Client) -> None
         one.outputs[0].token_ids for one in expected
     ]
     assert client.load().num_preemptions > 0
+    assert client.load().num_fetched_tokens > 0
     # Heartbeats of rank 1 have told of its memory.
     assert all(held.values())
     wait_until(lambda: all(one.free == 40 for one in client.pool().hosts), "all is forgotten")

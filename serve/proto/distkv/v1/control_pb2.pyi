@@ -21,7 +21,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("num_requests", "num_running", "num_waiting", "num_waiting_tokens", "num_blocks", "num_free_blocks", "is_draining", "prompt_tokens", "generated_tokens", "num_steps", "num_spanning_steps", "num_preemptions", "num_failed_steps")
+    __slots__ = ("num_requests", "num_running", "num_waiting", "num_waiting_tokens", "num_blocks", "num_free_blocks", "is_draining", "prompt_tokens", "generated_tokens", "num_steps", "num_spanning_steps", "num_preemptions", "num_failed_steps", "num_fetched_tokens")
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class GetLoadResponse(_message.Message):
     NUM_SPANNING_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_FAILED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FETCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_requests: int
     num_running: int
     num_waiting: int
@@ -48,7 +49,8 @@ class GetLoadResponse(_message.Message):
     num_spanning_steps: int
     num_preemptions: int
     num_failed_steps: int
-    def __init__(self, num_requests: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_waiting_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., is_draining: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_spanning_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_failed_steps: _Optional[int] = ...) -> None: ...
+    num_fetched_tokens: int
+    def __init__(self, num_requests: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_waiting_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., is_draining: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_spanning_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_failed_steps: _Optional[int] = ..., num_fetched_tokens: _Optional[int] = ...) -> None: ...
 
 class GetPoolRequest(_message.Message):
     __slots__ = ()
