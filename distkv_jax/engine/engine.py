@@ -105,7 +105,7 @@ class Engine:
         self._scheduler, self._encoder = parts.scheduler, parts.encoder
         self._rebalancer, self.step_model = parts.rebalancer, parts.step_model
         self.coordinator.beat()
-        self._scheduler.tier.listen(self.runner.hear())
+        self._listen()
 
     @property
     def has_work(self) -> bool:
@@ -129,6 +129,8 @@ class Engine:
 
     def host_usage(self) -> list[Usage]:
         """List every instance's blocks of host memory by state; none where there are none."""
+        # Also when nothing runs: hosts may have answered since the last step.
+        self._listen()
         return self._scheduler.tier.usage()
 
     def submit(self, requests: tuple[Request, ...]) -> None:
@@ -199,7 +201,7 @@ class Engine:
     def _advance(self) -> list[Update]:
         previous, self._in_flight = self._in_flight, None
         self._coordinate()
-        self._scheduler.tier.listen(self.runner.hear())
+        self._listen()
         plan = self._scheduler.schedule()
         self._check_progress(plan, previous)
         self._in_flight = self._dispatch(plan)
@@ -208,6 +210,9 @@ class Engine:
         updates = self._collect(previous)
         self._num_failures_in_a_row = 0
         return updates
+
+    def _listen(self) -> None:
+        self._scheduler.tier.listen(self.runner.hear())
 
     def _coordinate(self) -> None:
         begin, dispatched_before = time.perf_counter(), self._rebalancer.dispatch_s

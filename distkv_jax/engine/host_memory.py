@@ -37,12 +37,6 @@ class Round(NamedTuple):
     arrays: list[jax.Array]
     targets: dict[int, tuple[int, ...]]
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the program has run."""
-        # Every array has it, though their base class does not say so.
-        return all(one.is_ready() for one in self.arrays)  # pyright: ignore[reportAttributeAccessIssue]
-
 
 class HostMemory:
     """The host memory of the instances whose devices this process has.
@@ -116,8 +110,7 @@ class HostMemory:
         return pools
 
     def hear(self) -> list[FromHost]:
-        """Take what was said since the last call; brings into host memory what is ready."""
-        self._settle(MAX_AHEAD)
+        """Take what was said since the last call."""
         said, self._said = self._said, []
         return said
 
@@ -193,10 +186,9 @@ class HostMemory:
         return jax.tree.unflatten(jax.tree.structure(like), arrays)
 
     def _settle(self, most: int) -> None:
-        """Bring rounds into host memory: what is ready, and what is more than `most`."""
-        waiting = self._on_their_way
-        while waiting and (len(waiting) > most or waiting[0].is_ready):
-            arrays, targets = waiting.popleft()
+        """Bring the oldest rounds into host memory, until `most` are on their way."""
+        while len(self._on_their_way) > most:
+            arrays, targets = self._on_their_way.popleft()
             for leaf, array in enumerate(arrays):
                 for shard in array.addressable_shards:
                     blocks = list(targets[self._instances[shard.device]])

@@ -110,7 +110,7 @@ def test_preempted_sequences_come_back_in_both_processes(client: Client) -> None
         each = [PARAMS[index % 2] for index in range(len(PROMPTS))]
         expected = llm.generate(prompts, each, use_tqdm=False)
     # Heard of before anything is in it.
-    assert [one.free for one in client.pool().hosts] == [40, 40]
+    wait_until(lambda: all(one.free == 40 for one in client.pool().hosts), "all is heard of")
     held = {0: 0, 1: 0}
     with ThreadPoolExecutor(len(PROMPTS)) as threads:
         jobs = [threads.submit(client.generate, *one) for one in zip(PROMPTS, each, strict=True)]
