@@ -3,7 +3,7 @@
 Real processes, real sockets, gloo between them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,8 +22,8 @@ from tests.world.running import Service, wait_until, world
 
 PROMPTS = [prompt["prompt_token_ids"] for prompt in mixed_prompts(longest=110)]
 PARAMS = [
-    SamplingParams(temperature=0, max_tokens=60, ignore_eos=True),
-    SamplingParams(seed=1, max_tokens=60, ignore_eos=True),
+    SamplingParams(temperature=float(index % 2), seed=index, max_tokens=60, ignore_eos=True)
+    for index in range(len(PROMPTS))
 ]
 HEARTBEAT = Heartbeat(
     instance=1,
@@ -104,27 +104,42 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         service.close()
 
 
-def test_preempted_sequences_come_back_in_both_processes(client: Client) -> None:
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    """What one process with room for everything gives."""
     with make_llm(mesh="cpu-1", num_blocks=64) as llm:
         prompts = [{"prompt_token_ids": tokens} for tokens in PROMPTS]
-        each = [PARAMS[index % 2] for index in range(len(PROMPTS))]
-        expected = llm.generate(prompts, each, use_tqdm=False)
-    # Heard of before anything is in it.
-    wait_until(lambda: all(one.free == 40 for one in client.pool().hosts), "all is heard of")
-    held = {0: 0, 1: 0}
-    with ThreadPoolExecutor(len(PROMPTS)) as threads:
-        jobs = [threads.submit(client.generate, *one) for one in zip(PROMPTS, each, strict=True)]
-        while not all(job.done() for job in jobs):
-            for one in client.pool().hosts:
-                held[one.instance] = max(held[one.instance], one.held)
-        found = [job.result() for job in jobs]
+        outputs = llm.generate(prompts, PARAMS, use_tqdm=False)
+    return [output.outputs[0].token_ids for output in outputs]
 
-    assert [one.outputs[0].token_ids for one in found] == [
-        one.outputs[0].token_ids for one in expected
-    ]
+
+def serve(client: Client, look: Callable[[], None]) -> list[list[int]]:
+    """Generate for all prompts at once; meanwhile look again and again."""
+    with ThreadPoolExecutor(len(PROMPTS)) as threads:
+        jobs = [threads.submit(client.generate, *one) for one in zip(PROMPTS, PARAMS, strict=True)]
+        while not all(job.done() for job in jobs):
+            look()
+        return [job.result().outputs[0].token_ids for job in jobs]
+
+
+def is_free(client: Client) -> bool:
+    return all(one.free == one.total == 40 for one in client.pool().hosts)
+
+
+def test_preempted_sequences_come_back_in_both_processes(
+    client: Client, expected: list[list[int]]
+) -> None:
+    # Heard of before anything is in it.
+    wait_until(lambda: is_free(client), "all is heard of")
+    held = {0: 0, 1: 0}
+
+    def look() -> None:
+        for one in client.pool().hosts:
+            held[one.instance] = max(held[one.instance], one.held)
+
+    assert serve(client, look) == expected
     assert client.load().num_preemptions > 0
     assert client.load().num_fetched_tokens > 0
     # Heartbeats of rank 1 have told of its memory.
     assert all(held.values())
-    wait_until(lambda: all(one.free == 40 for one in client.pool().hosts), "all is forgotten")
-    assert [one.total for one in client.pool().hosts] == [40, 40]
+    wait_until(lambda: is_free(client), "all is forgotten")
