@@ -46,10 +46,12 @@ class PoolView(NamedTuple):
     Attributes:
         usage: Blocks of each instance by state.
         placement: Blocks of each request by instance.
+        host: Blocks of each instance's host memory by state; none where there are none.
     """
 
     usage: list[Usage]
     placement: dict[str, dict[int, int]]
+    host: Sequence[Usage] = ()
 
 
 class LLM:
@@ -403,4 +405,5 @@ def engine_config(engine_args: Mapping[str, Any], mesh: MeshConfig) -> EngineCon
 
 def view_of(engine: Engine) -> PoolView:
     """Read an engine's pools."""
-    return PoolView(engine.coordinator.usage(), engine.coordinator.placement())
+    coordinator = engine.coordinator
+    return PoolView(coordinator.usage(), coordinator.placement(), engine.host_usage())

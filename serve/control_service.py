@@ -92,6 +92,7 @@ def load_of(engine: Engine) -> pb.GetLoadResponse:
         num_spanning_steps=stats.num_spanning_steps,
         num_preemptions=stats.num_preemptions,
         num_failed_steps=stats.num_failed_steps,
+        num_fetched_tokens=stats.num_fetched_tokens,
     )
 
 
@@ -110,4 +111,6 @@ def pool_of(engine: Engine) -> pb.GetPoolResponse:
         )
     for name, blocks in engine.coordinator.placement().items():
         pool.requests.add(request_id=name, blocks=blocks)
+    for instance, usage in enumerate(engine.host_usage()):
+        pool.hosts.add(instance=instance, total=usage.total, free=usage.free, held=usage.held)
     return pool

@@ -2,6 +2,7 @@
 
 from distkv_jax.attention.choose import AttentionCall, choose_implementation
 from distkv_jax.attention.dist_attention import BlockLists, TileClass, dist_attention
+from distkv_jax.attention.host_copy import read_blocks, write_blocks
 from distkv_jax.attention.move import move_blocks
 from distkv_jax.attention.write import write_kv
 
@@ -12,5 +13,7 @@ __all__ = [
     "choose_implementation",
     "dist_attention",
     "move_blocks",
+    "read_blocks",
+    "write_blocks",
     "write_kv",
 ]

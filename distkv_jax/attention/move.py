@@ -53,8 +53,15 @@ def move_part(
     """Copy blocks of one array, data or scales."""
     going = jnp.take(part, send.reshape(-1), axis=0, mode="clip")
     coming = lax.all_to_all(going.reshape(*send.shape, *part.shape[1:]), "instance", 0, 0)
-    coming = coming.reshape(-1, *part.shape[1:])
-    targets = receive.reshape(-1)
+    return write_part(part, coming.reshape(-1, *part.shape[1:]), receive.reshape(-1))
+
+
+def write_part(
+    part: Num[Array, "blocks *block"],
+    coming: Num[Array, "lanes *block"],
+    targets: Int[Array, " lanes"],
+) -> Num[Array, "blocks *block"]:
+    """Put blocks into one array; a target past the last block drops its lane."""
 
     # One block after the other in place: XLA:CPU would widen a whole bfloat16 pool for a scatter.
     def place(lane: Int[Array, ""], part: Array) -> Array:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from distkv_jax.cache.block import Place
 from distkv_jax.cache.charges import Holder
 from distkv_jax.cache.gmanager import GManager
+from distkv_jax.cache.host_pool import HostPool
 from distkv_jax.cache.rmanager import RManager
 from distkv_jax.errors import InvariantError
 
@@ -64,6 +65,23 @@ def check_holders(rmanagers: Sequence[RManager], opened: Iterable[Holder]) -> No
                     f"sequence {holder.sequence} holds blocks of instance "
                     f"{rmanager.instance} and is not open"
                 )
+
+
+def check_hosts(gmanager: GManager, pools: Iterable[HostPool], live: Iterable[int]) -> None:
+    """Verify pools of host memory and what is known of them, and that only live saves hold blocks.
+
+    Raises:
+        InvariantError: One is broken; says where, with numbers.
+    """
+    known = set(live)
+    for pool in pools:
+        pool.check()
+        check_view(gmanager, pool.rmanager)
+        if pool.saves - known:
+            raise InvariantError(
+                f"host memory of instance {pool.rmanager.instance} holds blocks of saves "
+                f"{sorted(pool.saves - known)}, which nobody knows"
+            )
 
 
 def check_named(rmanager: RManager, holder: Holder, place: Place, epoch: int) -> None:

@@ -212,6 +212,37 @@ class Refused:
     num_free: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """A host to the leader: all blocks of a save are in host memory, until they are forgotten.
+
+    Attributes:
+        instance: Whose blocks.
+        save_id: Which save.
+    """
+
+    instance: int
+    save_id: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class NotSaved:
+    """A host to the leader: no block of a save was kept.
+
+    Attributes:
+        instance: Whose blocks.
+        save_id: Which save.
+        num_free: Blocks of host memory that could be had instead.
+    """
+
+    instance: int
+    save_id: int
+    num_free: int
+
+
+FromHost: TypeAlias = Heartbeat | Saved | NotSaved
+"""What the rManager of an instance's host memory tells the leader."""
+
 Request: TypeAlias = TryMoveKVCache | Commit | Release
 """What a debtor asks of a destination."""
 

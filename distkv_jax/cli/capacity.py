@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distkv_jax.engine.config import EngineConfig
+from distkv_jax.engine.host_memory import STAGED_BLOCKS
 from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
 from distkv_jax.engine.pool_spec import pool_spec
 from distkv_jax.engine.sampler_state import state_bytes
@@ -112,6 +113,7 @@ def fit(
                 state=state_bytes(engine.max_num_seqs, split.vocab_size),
                 temporaries=temporaries,
                 block=block // mesh.tensor,
+                num_staged=STAGED_BLOCKS if engine.host_blocks else 0,
             )
         )
     elif mesh.platform == "cpu":

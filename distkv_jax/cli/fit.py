@@ -61,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
         f"KV pool on each device     {gib(found.instance_tokens * found.token_bytes)}, "
         f"{found.num_blocks:,} blocks of {found.block_size} tokens\n"
     )
+    if engine.host_blocks:
+        pool_bytes = engine.host_blocks * found.block_size * found.token_bytes * mesh.tensor
+        console.print(
+            f"KV in host memory          {gib(pool_bytes)} for each instance, "
+            f"{engine.host_blocks:,} blocks\n"
+        )
     console.print(capacity_table(found, contexts))
     if proof is not None:
         console.print(proof_table(proof))

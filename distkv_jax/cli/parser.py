@@ -143,6 +143,7 @@ CHAT_MAX_TOKENS = 256
 FIT_FIELDS = (
     "block_size",
     "num_blocks",
+    "host_blocks",
     "kv_cache_dtype",
     "device_memory_fraction",
     "max_model_len",

@@ -72,7 +72,8 @@ def totals_table(stats: EngineStats, outputs: Sequence[RequestOutput]) -> Table:
         "time to first token": first,
         "steps": f"{stats.num_steps:,}, {stats.num_spanning_steps:,} with queries that travelled",
         "host time per step": f"{1000 * stats.host_s / max(1, stats.num_steps):.1f} ms",
-        "preemptions": f"{stats.num_preemptions:,}",
+        "preemptions": f"{stats.num_preemptions:,}, "
+        f"{stats.num_fetched_tokens:,} tokens back from host memory",
         "blocks moved": f"{stats.moved.total:,}",
     }
     for name, value in rows.items():

@@ -6,6 +6,9 @@ import numpy as np
 
 from distkv_jax.cache.block import Place
 
+GONE = Place(-1, -1)
+"""Of a block that no table has held since its sequence was preempted."""
+
 
 class LocalBlocks:
     """The blocks of one sequence on one instance, in token order, as arrays.
@@ -92,6 +95,12 @@ class BlockTable:
             local = self.local.setdefault(place.instance, LocalBlocks())
             local.append(place.index, self.capacity)
             self.places.append(place)
+
+    def skip(self, count: int) -> None:
+        """Begin behind `count` blocks that have left the window already."""
+        if count:
+            self.places = [GONE] * count
+            self.num_dropped = count
 
     def place_of(self, position: int) -> Place:
         """The block that holds a position."""

@@ -16,6 +16,8 @@ from distkv_jax.engine.commands import World
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.encode import Encoder
 from distkv_jax.engine.engine import Engine
+from distkv_jax.engine.host_memory import STAGED_BLOCKS
+from distkv_jax.engine.host_tier import HostTier
 from distkv_jax.engine.implementation import implementation_for
 from distkv_jax.engine.memory import CPU_POOL_BYTES, MemoryUse, blocks_that_fit
 from distkv_jax.engine.parts import Parts, Renewal
@@ -127,7 +129,13 @@ def build_parts(
         runner=runner,
         coordinator=coordinator,
         scheduler=Scheduler(
-            coordinator, placer, shapes, pressure, num_slots=config.max_num_seqs, window=window
+            coordinator,
+            placer,
+            shapes,
+            pressure,
+            num_slots=config.max_num_seqs,
+            window=window,
+            tier=HostTier(num_instances, config.host_blocks),
         ),
         encoder=Encoder(
             shapes,
@@ -191,6 +199,7 @@ def make_runner(
         num_slots=config.max_num_seqs,
         implementation=implementation,
         world=world,
+        host_blocks=config.host_blocks,
     )
 
 
@@ -219,6 +228,7 @@ def size_pool(model: LoadedModel, mesh: Mesh, config: EngineConfig) -> int:
             state=state_bytes(config.max_num_seqs, model.config.vocab_size),
             temporaries=runner.temporary_bytes(largest),
             block=one_block.block_bytes // tensor,
+            num_staged=STAGED_BLOCKS if config.host_blocks else 0,
         )
     )
 

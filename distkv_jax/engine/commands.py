@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from distkv_jax.cache.messages import FromHost
 from distkv_jax.engine.moves import Round
 from distkv_jax.engine.sampler_state import SlotRow
 from distkv_jax.engine.shapes import PlanShape
@@ -38,13 +39,59 @@ class FillSlot(NamedTuple):
     row: SlotRow
 
 
+class Save(NamedTuple):
+    """Copy blocks to the host memory of their instances; one that has no room keeps none of its.
+
+    Attributes:
+        number: Of the command.
+        save_id: Names the save for ever.
+        request_id: Whose blocks.
+        home: Instance that they are charged to.
+        blocks: For each instance, its blocks, in the order of their tokens.
+    """
+
+    number: int
+    save_id: int
+    request_id: str
+    home: int
+    blocks: tuple[tuple[int, ...], ...]
+
+
+class Fetch(NamedTuple):
+    """Copy saved blocks back, and forget the save. Every host that is named has said to have it.
+
+    Attributes:
+        number: Of the command.
+        save_id: Which save.
+        blocks: For each instance, where each of its saved blocks goes, the first ones of the save
+            first; `NOT_WANTED` for one that goes nowhere.
+    """
+
+    number: int
+    save_id: int
+    blocks: tuple[tuple[int, ...], ...]
+
+
+class Forget(NamedTuple):
+    """Free what host memory a save holds, which may be none."""
+
+    number: int
+    save_id: int
+
+
 class Reset(NamedTuple):
-    """Let pools and sampler state go: a step has failed."""
+    """Let pools, sampler state and everything in host memory go: a step has failed."""
 
     number: int
 
 
-Command: TypeAlias = Step | Move | FillSlot | Reset
+NOT_WANTED = -1
+"""In `Fetch.blocks`."""
+
+HostCommand: TypeAlias = Save | Fetch | Forget
+"""What concerns host memory."""
+
+Command: TypeAlias = Step | Move | FillSlot | HostCommand | Reset
 
 
 @runtime_checkable
@@ -104,4 +151,8 @@ class World(Protocol):
 
     def read(self, number: int, ids: np.ndarray) -> None:
         """Hear what a step sampled, to compare it with what the others read."""
+        ...
+
+    def hear(self) -> list[FromHost]:
+        """Take what the other processes have said about their host memory since the last call."""
         ...

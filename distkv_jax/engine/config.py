@@ -26,6 +26,8 @@ class EngineConfig:
         num_blocks: Blocks of each instance's pool; None sizes the pool from device memory.
         kv_cache_dtype: Of keys and values; `auto` is that of the weights, on CPU float32. `int8`
             and `fp8` (e4m3) have a float32 scale per token, KV head and K or V.
+        host_blocks: Blocks of host memory for each instance, which keep what preempted sequences
+            had; 0 for none: they are computed again.
         device_memory_fraction: Share of device memory for weights, pools and temporaries together.
         max_model_len: Positions a sequence may have; None takes the model's.
         max_num_seqs: Sequences that run at once, over the whole mesh.
@@ -57,6 +59,7 @@ class EngineConfig:
     block_size: int = 64
     num_blocks: int | None = None
     kv_cache_dtype: KVDtype = "auto"
+    host_blocks: int = 0
     device_memory_fraction: float = 0.9
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -105,7 +108,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1 or None")
-        for name in ("max_step_failures", "move_tokens_per_step"):
+        for name in ("host_blocks", "max_step_failures", "move_tokens_per_step"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")
         if self.lend_cap is not None and self.lend_cap < 0:

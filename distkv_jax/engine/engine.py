@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 
 from distkv_jax.cache.performance import StepModel
+from distkv_jax.cache.usage import Usage
 from distkv_jax.engine.admission import Admission
 from distkv_jax.engine.collector import Collector
 from distkv_jax.engine.encode import Encoded
@@ -34,6 +35,7 @@ class EngineStats:
         num_prompt_tokens: Prompt tokens of requests that were taken in.
         num_generated_tokens: Tokens given out.
         num_preemptions: Sequences whose blocks were taken for older ones.
+        num_fetched_tokens: Tokens of theirs that came back from host memory.
         num_failed_steps: Steps that raised; their sequences were prefilled again.
         moved: Blocks moved between instances, by what asked for it.
         modelled_s: Seconds that all steps take by the planner's model, each as long as its slowest
@@ -49,6 +51,7 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_fetched_tokens: int = 0
     num_failed_steps: int = 0
     moved: MoveStats = MoveStats()
     modelled_s: float = 0.0
@@ -102,11 +105,13 @@ class Engine:
         self._scheduler, self._encoder = parts.scheduler, parts.encoder
         self._rebalancer, self.step_model = parts.rebalancer, parts.step_model
         self.coordinator.beat()
+        self._listen()
 
     @property
     def has_work(self) -> bool:
         """Whether a call of `step` would do anything."""
-        return bool(self._requests) or self._in_flight is not None or self._is_renewal_due
+        is_busy = bool(self._requests) or self._in_flight is not None
+        return is_busy or bool(self._scheduler.tier.orders) or self._is_renewal_due
 
     @property
     def _is_renewal_due(self) -> bool:
@@ -121,6 +126,12 @@ class Engine:
     def num_waiting(self) -> int:
         """Sequences in the queue."""
         return len(self._scheduler.waiting)
+
+    def host_usage(self) -> list[Usage]:
+        """List every instance's blocks of host memory by state; none where there are none."""
+        # Also when nothing runs: hosts may have answered since the last step.
+        self._listen()
+        return self._scheduler.tier.usage()
 
     def submit(self, requests: tuple[Request, ...]) -> None:
         """Queue requests, all or none.
@@ -172,6 +183,7 @@ class Engine:
             updates += self._recover(failure)
         self._beat()
         self.stats.num_preemptions = self._scheduler.num_preemptions
+        self.stats.num_fetched_tokens = self._scheduler.tier.num_fetched_tokens
         self.stats.moved = self._rebalancer.stats
         waited = self.stats.wait_s - waited_before
         self.stats.host_s += time.perf_counter() - begin - waited
@@ -189,6 +201,7 @@ class Engine:
     def _advance(self) -> list[Update]:
         previous, self._in_flight = self._in_flight, None
         self._coordinate()
+        self._listen()
         plan = self._scheduler.schedule()
         self._check_progress(plan, previous)
         self._in_flight = self._dispatch(plan)
@@ -197,6 +210,9 @@ class Engine:
         updates = self._collect(previous)
         self._num_failures_in_a_row = 0
         return updates
+
+    def _listen(self) -> None:
+        self._scheduler.tier.listen(self.runner.hear())
 
     def _coordinate(self) -> None:
         begin, dispatched_before = time.perf_counter(), self._rebalancer.dispatch_s
@@ -223,6 +239,9 @@ class Engine:
             )
 
     def _dispatch(self, plan: StepPlan) -> InFlight | None:
+        # First: the step may write into blocks that are to be saved, and read fetched ones.
+        for order in self._scheduler.tier.take_orders():
+            self.runner.order(order)
         # Also when none of them runs in this step: they are admitted only once.
         for sequence in plan.admitted:
             if sequence.scheduled is None:
@@ -302,10 +321,11 @@ class Engine:
         return self._reset()
 
     def _reset(self) -> list[Update]:
-        """Let go of pools that a failed step has spoilt."""
+        """Let go of pools that a failed step has spoilt, and of what was saved out of them."""
         if self._renewal is not None:
             # The connections between the processes are spoilt too.
             return self._renew()
+        self._scheduler.tier.forget_all()
         self.runner.reset()
         return []
 
@@ -318,10 +338,12 @@ class Engine:
         assert self._renewal is not None
         self._in_flight = None
         moved, num_preemptions = self._rebalancer.stats, self._scheduler.num_preemptions
+        num_fetched_tokens = self._scheduler.tier.num_fetched_tokens
         # Whoever refers to the old devices holds up the processes that wait for this one.
         del self.runner, self.coordinator, self._scheduler, self._rebalancer
         self._use(self._renewal.renew())
         self._rebalancer.stats, self._scheduler.num_preemptions = moved, num_preemptions
+        self._scheduler.tier.num_fetched_tokens = num_fetched_tokens
         self.admission.move_to(self.coordinator)
         self._num_empty = 0
         for _, sequences in self._requests.values():
@@ -371,6 +393,7 @@ class Engine:
             self._is_audited = False
         elif not self._is_audited:
             self.coordinator.check_idle()
+            self._scheduler.tier.check_idle(self.runner.host_pools)
             self._is_audited = True
 
 

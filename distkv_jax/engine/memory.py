@@ -18,6 +18,7 @@ class MemoryUse(NamedTuple):
         state: Sampler state.
         temporaries: Of the largest program.
         block: One block, this device's heads only.
+        num_staged: Blocks on their way to or from host memory.
     """
 
     limit: int
@@ -26,6 +27,7 @@ class MemoryUse(NamedTuple):
     state: int
     temporaries: int
     block: int
+    num_staged: int = 0
 
 
 def blocks_that_fit(memory: MemoryUse) -> int:
@@ -35,11 +37,13 @@ def blocks_that_fit(memory: MemoryUse) -> int:
         ConfigError: Not one block fits; says what takes how much.
     """
     allowed = int(memory.limit * memory.fraction)
-    left = allowed - memory.weights - memory.state - memory.temporaries
+    staged = memory.num_staged * memory.block
+    left = allowed - memory.weights - memory.state - memory.temporaries - staged
     if left < memory.block:
         raise ConfigError(
             f"no KV block of {memory.block:,} bytes fits: device memory {memory.limit:,} bytes "
             f"× {memory.fraction} − weights {memory.weights:,} − sampler {memory.state:,} "
-            f"− temporaries {memory.temporaries:,} = {left:,}"
+            f"− temporaries {memory.temporaries:,}{f' − staged {staged:,}' * (staged > 0)} "
+            f"= {left:,}"
         )
     return left // memory.block

@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,8 +12,22 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from distkv_jax.engine.commands import Command, FillSlot, Move, Reset, Step, World
+from distkv_jax.cache.host_pool import HostPool
+from distkv_jax.cache.messages import FromHost
+from distkv_jax.engine.commands import (
+    Command,
+    Fetch,
+    FillSlot,
+    Forget,
+    HostCommand,
+    Move,
+    Reset,
+    Save,
+    Step,
+    World,
+)
 from distkv_jax.engine.encode import Encoded, no_load
+from distkv_jax.engine.host_memory import HostMemory
 from distkv_jax.engine.moves import LANES, Copy, Round, make_move, to_rounds
 from distkv_jax.engine.plan import empty_buffer
 from distkv_jax.engine.pool_spec import PoolSpec
@@ -69,6 +83,7 @@ class Runner:
         num_slots: int,
         implementation: str | None,
         world: World | None = None,
+        host_blocks: int = 0,
     ) -> None:
         self.mesh = mesh
         self.pool = pool
@@ -92,6 +107,7 @@ class Runner:
         # As sharded as the programs want it, whatever the compiler would choose.
         self._fill_slot = jax.jit(set_slot, donate_argnums=0, out_shardings=sharding(mesh))
         self._move_program = jax.jit(make_move(mesh), donate_argnums=0)
+        self.host_memory = HostMemory(mesh, pool, host_blocks) if host_blocks else None
         self._pools: Pools
         self._state: SamplerState
         self._is_lost = True
@@ -101,6 +117,16 @@ class Runner:
     def num_instances(self) -> int:
         """Instances of the mesh."""
         return self.mesh.shape[INSTANCE]
+
+    @property
+    def pools(self) -> Pools:
+        """The pools as the commands so far leave them."""
+        return self._pools
+
+    @property
+    def host_pools(self) -> Collection[HostPool]:
+        """Accounts of the host memory of this process."""
+        return () if self.host_memory is None else self.host_memory.pools.values()
 
     def warm_up(self, shapes: Sequence[PlanShape], progress: Progress | None = None) -> None:
         """Compile and run every program once, so that nothing compiles while serving.
@@ -116,6 +142,9 @@ class Runner:
             self.read(self.dispatch(self.idle_step(shape)))
         if self.num_instances > 1:
             self.move_nothing()
+        if self.host_memory is not None:
+            for command in self.host_memory.warm_up():
+                self.order(command)
         # Of a slot that does not exist.
         self.set_slot(self.num_slots, empty_row(self.vocab_size))
 
@@ -173,8 +202,24 @@ class Runner:
         """
         self._tell_and_execute(FillSlot(self._next_number(), slot, row))
 
+    def order(self, command: HostCommand) -> None:
+        """Carry out a command that concerns host memory, under a number of its own.
+
+        Raises:
+            StepFailed: As `dispatch`.
+        """
+        self._tell_and_execute(command._replace(number=self._next_number()))
+
+    def hear(self) -> list[FromHost]:
+        """Take what was said about host memory since the last call, here and elsewhere."""
+        said = [] if self._world is None else self._world.hear()
+        return said if self.host_memory is None else said + self.host_memory.hear()
+
     def reset(self) -> None:
-        """Let pools and sampler state go; the next step makes new ones, never beside the old."""
+        """Let pools and sampler state go; the next step makes new ones, never beside the old.
+
+        What is in host memory is let go too.
+        """
         self._tell_and_execute(Reset(self._next_number()))
 
     def read(self, step: InFlight) -> tuple[np.ndarray, Sampled | None]:
@@ -214,6 +259,8 @@ class Runner:
                     for array in jax.tree.leaves((self._pools, self._state)):
                         array.delete()
                     self._is_lost = True
+                    if self.host_memory is not None:
+                        self.host_memory.forget_all()
                     return None
                 case Step():
                     self._restore()
@@ -223,6 +270,10 @@ class Runner:
                     for one in command.rounds:
                         arrays = (place(part, sharding(self.mesh, INSTANCE)) for part in one)
                         self._pools = self._move_program(self._pools, *arrays)
+                case Save() | Fetch() | Forget():
+                    assert self.host_memory is not None
+                    self._restore()
+                    self._pools = self.host_memory.execute(command, self._pools)
                 case FillSlot():
                     self._restore()
                     slot = np.int32(command.slot)

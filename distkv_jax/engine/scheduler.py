@@ -12,6 +12,7 @@ from typing import NamedTuple
 from distkv_jax.cache.block import Place
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.budget import Budget
+from distkv_jax.engine.host_tier import HostTier
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pressure import Pressure
 from distkv_jax.engine.sequence import Sequence, State
@@ -69,8 +70,10 @@ class Scheduler:
         *,
         num_slots: int,
         window: int | None,
+        tier: HostTier | None = None,
     ) -> None:
         self.coordinator = coordinator
+        self.tier = HostTier(coordinator.num_instances) if tier is None else tier
         self.placer = placer
         self.shapes = shapes
         self.pressure = pressure
@@ -87,6 +90,7 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give back what it holds."""
+        self.tier.forget(sequence.key)
         if sequence.state is State.WAITING:
             at = bisect.bisect_left(self.waiting, sequence.order, key=lambda other: other.order)
             del self.waiting[at]
@@ -97,8 +101,12 @@ class Scheduler:
             sequence.slot = -1
 
     def preempt(self, sequence: Sequence) -> None:
-        """Give back what a running sequence holds; it is queued again once nothing is in flight."""
+        """Give back what a running sequence holds; it is queued again once nothing is in flight.
+
+        Its blocks are as they are until the next step: that long they can be saved.
+        """
         self.release(sequence)
+        self.tier.save(sequence)
         sequence.restart()
         if sequence.num_pending:
             sequence.state = State.PREEMPTED
@@ -152,11 +160,15 @@ class Scheduler:
             if parent is not None and self._is_preparing(parent):
                 index += 1
                 continue
-            shared = self._sharable(parent)
+            kept = self.tier.find(sequence)
+            # What has left the window is shared with nobody.
+            shared = () if kept is not None and kept.num_dropped else self._sharable(parent)
             needed = self._blocks_to_come(sequence) - len(shared)
             if parent is not None and shared:
                 # A sample is at home where the blocks are that it shares.
                 home = parent.home
+            elif kept is not None and needed <= self.coordinator.room(kept.home, reserved=promised):
+                home = kept.home
             else:
                 home = self.coordinator.choose_home(needed, reserved=promised)
             if needed > self.coordinator.room(home, reserved=promised):
@@ -178,6 +190,7 @@ class Scheduler:
             sequence.table.append(shared)
             sequence.num_computed = sequence.table.capacity
             sequence.num_shared_tokens = sequence.num_computed
+        self.tier.restore(sequence, self.coordinator)
 
     def _is_preparing(self, parent: Sequence) -> bool:
         """Whether a parent is still computing the prompt blocks that its siblings will share."""

@@ -2,13 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
+from distkv_jax.cache.messages import FromHost
 from distkv_jax.engine.commands import Command, Reset, Step
 from distkv_jax.engine.runner import Runner, step_failures
 from distkv_jax.errors import StepFailed
@@ -25,6 +26,10 @@ class Reporter(Protocol):
 
     def read(self, number: int, digest: bytes) -> None:
         """A step's tokens were read."""
+        ...
+
+    def said(self, messages: Sequence[FromHost]) -> None:
+        """The rManagers of this process have said something."""
         ...
 
     def failed(self, number: int, error: str) -> None:
@@ -71,6 +76,7 @@ class Follower:
                 continue
             try:
                 result = self._runner.execute(command)
+                self._reporter.said(self._runner.hear())
             except StepFailed as error:
                 self._fail(command.number, error)
                 continue

@@ -20,6 +20,7 @@ class EngineReading(NamedTuple):
 
     Attributes:
         usage: Blocks of each instance.
+        host_usage: Blocks of each instance's host memory.
         debts: Creditor, debtor and blocks, the largest first.
         num_running: Sequences that hold a slot.
         num_waiting: Sequences in the queue.
@@ -28,6 +29,7 @@ class EngineReading(NamedTuple):
     """
 
     usage: tuple[Usage, ...]
+    host_usage: tuple[Usage, ...]
     debts: tuple[tuple[int, int, int], ...]
     num_running: int
     num_waiting: int
@@ -40,6 +42,7 @@ TOTALS = {
     "generation_tokens": "Tokens generated",
     "computed_tokens": "Tokens computed, recomputed ones included",
     "num_preemptions": "Sequences whose blocks were taken for older ones",
+    "fetched_tokens": "Tokens of theirs that came back from host memory",
     "steps": "Steps dispatched",
     "spanning_steps": "Of those, steps whose queries travelled to other instances",
     "failed_steps": "Steps that raised, after which their sequences were prefilled again",
@@ -61,6 +64,7 @@ def read_engine(engine: Engine) -> EngineReading:
     debts.sort(key=lambda debt: (-debt[2], debt))
     return EngineReading(
         usage=usage,
+        host_usage=tuple(engine.host_usage()),
         debts=tuple(debts[:MAX_DEBTS]),
         num_running=engine.num_running,
         num_waiting=engine.num_waiting,
@@ -69,6 +73,7 @@ def read_engine(engine: Engine) -> EngineReading:
             "generation_tokens": stats.num_generated_tokens,
             "computed_tokens": stats.num_computed_tokens,
             "num_preemptions": stats.num_preemptions,
+            "fetched_tokens": stats.num_fetched_tokens,
             "steps": stats.num_steps,
             "spanning_steps": stats.num_spanning_steps,
             "failed_steps": stats.num_failed_steps,
@@ -134,7 +139,15 @@ def pool_families(reading: EngineReading) -> Iterator[Metric]:
     )
     for creditor, debtor, count in reading.debts:
         debts.add_metric([str(creditor), str(debtor)], count)
-    yield from (blocks, lent, borrowed, debts)
+    hosts = GaugeMetricFamily(
+        "distkv_host_blocks",
+        "Blocks of an instance's host memory by state",
+        labels=[INSTANCE, "state"],
+    )
+    for instance, usage in enumerate(reading.host_usage):
+        hosts.add_metric([str(instance), "free"], usage.free)
+        hosts.add_metric([str(instance), "held"], usage.held)
+    yield from (blocks, lent, borrowed, debts, hosts)
 
 
 def gauge(name: str, text: str, value: float) -> Metric:

@@ -11,6 +11,7 @@ from types import TracebackType
 import grpc
 import numpy as np
 
+from distkv_jax.cache.messages import FromHost
 from distkv_jax.engine.commands import Command, Reset, Step
 from distkv_jax.errors import ConfigError, WorldLost
 from distkv_jax.world.connections import cut, own_addresses
@@ -20,6 +21,7 @@ from serve.proto.distkv.internal.v1 import world_pb2 as pb
 from serve.proto.distkv.internal.v1 import world_pb2_grpc as pb_grpc
 from serve.world.entrance import Entrance
 from serve.world.epoch import Epoch, missing
+from serve.world.host_messages import from_wire
 from serve.world.members import Member, Pending
 from serve.world.roll_call import Caller, RollCall
 from serve.world.service import BEAT, STOP, WorldService
@@ -289,6 +291,14 @@ class Leader:
         """Hear what a step sampled here."""
         self._epoch.leader.read = number
         self._compare(self._epoch, 0, number, digest_of(ids))
+
+    def hear(self) -> list[FromHost]:
+        """Take what the others' rManagers have said since the last call."""
+        with self._changed:
+            written = [one for member in self._epoch.members.values() for one in member.from_host]
+            for member in self._epoch.members.values():
+                member.from_host = []
+        return [message for one in written if (message := from_wire(one)) is not None]
 
     @property
     def _end(self) -> WorldLost | None:

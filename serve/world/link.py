@@ -3,15 +3,17 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 
+from distkv_jax.cache.messages import FromHost
 from distkv_jax.engine.commands import Command, Reset
 from distkv_jax.errors import WorldLost
 from distkv_jax.world.connections import cut
 from serve.proto.distkv.internal.v1 import world_pb2 as pb
 from serve.proto.distkv.internal.v1 import world_pb2_grpc as pb_grpc
+from serve.world.host_messages import to_wire
 from serve.world.settings import WorldSettings
 from serve.world.token import KEY
 from serve.world.wire import Wire
@@ -105,6 +107,14 @@ class Link:
             self._report.digests.append(pb.Digest(number=number, digest=digest))
         self._news.set()
 
+    def said(self, messages: Iterable[FromHost]) -> None:
+        """Pass on what this process's rManagers say."""
+        written = [to_wire(message) for message in messages]
+        if written:
+            with self._lock:
+                self._report.from_host.extend(written)
+            self._news.set()
+
     def failed(self, number: int, error: str) -> None:
         """Report a command that failed; 0 that this process cannot go on."""
         with self._lock:
@@ -118,7 +128,7 @@ class Link:
             with self._lock:
                 report = pb.Report()
                 report.CopyFrom(self._report)
-                del self._report.digests[:]
+                del self._report.digests[:], self._report.from_host[:]
             yield report
             if self._is_over.is_set():
                 return

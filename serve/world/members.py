@@ -29,6 +29,7 @@ class Member:
         process_id: As JAX numbers the processes of the epoch.
         left: `time.monotonic()` of when it left an epoch that was over; None where it has not.
         end: Why it does not belong to the world any more; None where it does.
+        from_host: What its rManagers have said and nobody has heard yet.
     """
 
     rank: int
@@ -46,6 +47,7 @@ class Member:
     process_id: int = 0
     left: float | None = None
     end: str | None = None
+    from_host: list[pb.FromHost] = dataclasses.field(default_factory=list)
 
     def take(self, report: pb.Report) -> None:
         """Remember what it says."""
@@ -53,6 +55,7 @@ class Member:
         self.stage = report.stage
         self.received, self.dispatched = report.received, report.dispatched
         self.read = report.read
+        self.from_host.extend(report.from_host)
         if not report.HasField("failure"):
             self.failure = None
         elif self.failure is None:

@@ -96,6 +96,7 @@ class FakeRunner(Runner):
 
     def __init__(self, num_instances: int) -> None:
         self._num_instances = num_instances
+        self._world = self.host_memory = None
         self.vocab_size = VOCAB
         self.fail = 0
         self.slots: list[int] = []

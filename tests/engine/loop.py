@@ -8,6 +8,7 @@ from distkv_jax.cache.block import Place
 from distkv_jax.cache.coordinator import Coordinator
 from distkv_jax.engine.config import Placement
 from distkv_jax.engine.encode import Encoded, Encoder
+from distkv_jax.engine.host_tier import HostTier
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pressure import Pressure
 from distkv_jax.engine.rebalance import Proposer, Rebalancer
@@ -15,6 +16,7 @@ from distkv_jax.engine.sampling_params import SamplingParams
 from distkv_jax.engine.scheduler import Piece, Scheduler, StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, SequenceKey, State
 from distkv_jax.engine.shapes import ShapeTable
+from tests.cache.faulty import Fate
 from tests.engine.contents import Contents
 
 BLOCK_SIZE = 4
@@ -69,6 +71,8 @@ class Loop:
         spread_tokens: int = 8,
         move_tokens: int = 0,
         planner: Proposer | None = None,
+        host_blocks: int = 0,
+        fate: Callable[[], Fate] = lambda: "arrives",
         inspect: Callable[[StepPlan, Encoded], None] | None = None,
     ) -> None:
         self.num_instances = num_instances
@@ -94,7 +98,8 @@ class Loop:
             seed=0,
         )
         pressure = Pressure(self.coordinator, patience=1)
-        self.contents = Contents(BLOCK_SIZE)
+        self.contents = Contents(BLOCK_SIZE, num_instances, host_blocks, fate)
+        self.tier = HostTier(num_instances, host_blocks)
         self.rebalancer = Rebalancer(
             self.coordinator,
             self.contents,
@@ -111,6 +116,7 @@ class Loop:
             pressure,
             num_slots=num_slots,
             window=window,
+            tier=self.tier,
         )
         self.encoder = Encoder(
             self.shapes,
@@ -171,11 +177,13 @@ class Loop:
         """Plan a step, then read the one before."""
         assert self.num_steps < MANY_STEPS, "livelock"
         self.rebalancer.step(self.scheduler.running)
+        self.tier.listen(self.contents.hear())
         self.check()
         before = [(sequence, sequence.home) for sequence in self.scheduler.running]
         plan = self.scheduler.schedule()
         self._check_preemptions(before, plan)
         self._check_plan(plan)
+        self.carry_out()
         previous, self.in_flight = self.in_flight, None
         if plan.decodes or plan.prefills:
             self.in_flight = plan
@@ -194,11 +202,20 @@ class Loop:
         """Step until all is done, and check that nothing is held then."""
         while self.has_work:
             self.step()
+        self.carry_out()
         self.coordinator.check_idle()
+        self.tier.check_idle(self.contents.host_pools)
+
+    def carry_out(self) -> None:
+        """Tell the devices what concerns host memory."""
+        for order in self.tier.take_orders():
+            self.contents.order(order)
 
     def check(self) -> None:
         """Verify the invariants of `Scheduler` and `Sequence`, and the coordinator's."""
         self.coordinator.check()
+        for pool in self.contents.host_pools:
+            pool.check()
         self._check_epochs()
         running, waiting = self.scheduler.running, self.scheduler.waiting
         for group in (running, waiting):

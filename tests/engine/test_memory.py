@@ -83,6 +83,14 @@ def test_a_pool_takes_what_everything_else_leaves() -> None:
     assert blocks_that_fit(memory._replace(temporaries=450)) == 1
 
 
+def test_blocks_on_their_way_to_host_memory_need_room_too() -> None:
+    memory = MemoryUse(limit=1000, fraction=0.9, weights=300, state=50, temporaries=150, block=100)
+
+    assert blocks_that_fit(memory._replace(num_staged=3)) == 1
+    with pytest.raises(ConfigError, match=r"− temporaries 150 − staged 400 = 0"):
+        blocks_that_fit(memory._replace(num_staged=4))
+
+
 def test_no_room_for_a_block_says_what_takes_how_much() -> None:
     memory = MemoryUse(
         limit=10_000, fraction=0.9, weights=8_000, state=500, temporaries=450, block=100

@@ -3,6 +3,8 @@
 `loop.Loop.step` checks what must hold after every step.
 """
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -13,6 +15,7 @@ from distkv_jax.engine.config import Placement
 from distkv_jax.engine.encode import Encoded
 from distkv_jax.engine.scheduler import StepPlan
 from distkv_jax.engine.sequence import FinishReason, Sequence, State
+from tests.cache.faulty import Fate
 from tests.engine.loop import BLOCK_SIZE, Loop, instances_of, is_prefilled, pieces_of
 
 
@@ -22,6 +25,14 @@ def run_until_prefilled(loop: Loop, sequence: Sequence) -> None:
 
 
 # Random histories
+
+
+def fates(seed: int) -> Callable[[], Fate]:
+    """What becomes of the messages of hosts; with 0 they all arrive."""
+    if not seed:
+        return lambda: "arrives"
+    rng = random.Random(seed)
+    return lambda: rng.choice(("arrives", "arrives twice", "is late", "is lost"))
 
 
 # Pools so small that preemption is frequent.
@@ -37,6 +48,8 @@ SETTINGS = st.fixed_dictionaries(
         "pooling": st.sampled_from([True, True, False]),
         "lend_cap": st.sampled_from([None, None, 0, 2]),
         "spread_tokens": st.sampled_from([4, 16]),
+        "host_blocks": st.sampled_from([0, 4, 30]),
+        "fate": st.integers(0, 99).map(fates),
     }
 )
 

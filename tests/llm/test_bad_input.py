@@ -182,6 +182,7 @@ def write_mesh(folder: Path, instance: int, tensor: int) -> Path:
         ({"num_blocks": 0}, "num_blocks=0 must be at least 1 or None"),
         ({"num_blocks": True}, "num_blocks=True must be of type int"),
         ({"pooling": 1}, "pooling=1 must be of type bool"),
+        ({"host_blocks": -1}, "host_blocks=-1 must be at least 0"),
         ({"max_num_seqs": 0}, "max_num_seqs=0 must be at least 1"),
         ({"max_num_seqs": None}, "max_num_seqs=None must be of type int"),
         ({"max_step_failures": -1}, "max_step_failures=-1 must be at least 0"),

@@ -7,7 +7,9 @@ import jax
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from distkv_jax.cache.usage import Usage
 from serve.observe import metrics
+from serve.observe.engine_metrics import engine_families, read_engine
 from serve.observe.request_metrics import one_two_five
 from serve.proto.distkv.v1 import control_pb2, inference_pb2
 from tests.serve.observe.conftest import LATE_S, Records
@@ -176,6 +178,18 @@ def test_an_engine_that_does_not_answer_is_told(
     assert seen[0].of("steps_total") == {} and seen[0].of("blocks") == {}
     assert seen[0].of("request_success_total") == before.of("request_success_total")
     wait_until(lambda: scrape(web).value("engine_up") == 1, "the engine is back")
+
+
+def test_host_memory_is_told_where_there_is_some(web: Running) -> None:
+    assert not scrape(web).of("host_blocks")
+    reading = web.llm.thread.call(read_engine)
+    told = reading._replace(host_usage=(Usage(total=5, free=2, held=3, lent=0, borrowed=0),))
+
+    (family,) = [one for one in engine_families(told) if one.name == "distkv_host_blocks"]
+    assert [(sample.labels["state"], sample.value) for sample in family.samples] == [
+        ("free", 2),
+        ("held", 3),
+    ]
 
 
 def test_compilations_are_counted(web: Running) -> None:

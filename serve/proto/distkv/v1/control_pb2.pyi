@@ -21,7 +21,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("num_requests", "num_running", "num_waiting", "num_waiting_tokens", "num_blocks", "num_free_blocks", "is_draining", "prompt_tokens", "generated_tokens", "num_steps", "num_spanning_steps", "num_preemptions", "num_failed_steps")
+    __slots__ = ("num_requests", "num_running", "num_waiting", "num_waiting_tokens", "num_blocks", "num_free_blocks", "is_draining", "prompt_tokens", "generated_tokens", "num_steps", "num_spanning_steps", "num_preemptions", "num_failed_steps", "num_fetched_tokens")
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class GetLoadResponse(_message.Message):
     NUM_SPANNING_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_FAILED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FETCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_requests: int
     num_running: int
     num_waiting: int
@@ -48,21 +49,36 @@ class GetLoadResponse(_message.Message):
     num_spanning_steps: int
     num_preemptions: int
     num_failed_steps: int
-    def __init__(self, num_requests: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_waiting_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., is_draining: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_spanning_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_failed_steps: _Optional[int] = ...) -> None: ...
+    num_fetched_tokens: int
+    def __init__(self, num_requests: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_waiting_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_free_blocks: _Optional[int] = ..., is_draining: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_spanning_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_failed_steps: _Optional[int] = ..., num_fetched_tokens: _Optional[int] = ...) -> None: ...
 
 class GetPoolRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetPoolResponse(_message.Message):
-    __slots__ = ("block_size", "instances", "requests")
+    __slots__ = ("block_size", "instances", "requests", "hosts")
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
     block_size: int
     instances: _containers.RepeatedCompositeFieldContainer[InstanceBlocks]
     requests: _containers.RepeatedCompositeFieldContainer[RequestBlocks]
-    def __init__(self, block_size: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InstanceBlocks, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestBlocks, _Mapping]]] = ...) -> None: ...
+    hosts: _containers.RepeatedCompositeFieldContainer[HostBlocks]
+    def __init__(self, block_size: _Optional[int] = ..., instances: _Optional[_Iterable[_Union[InstanceBlocks, _Mapping]]] = ..., requests: _Optional[_Iterable[_Union[RequestBlocks, _Mapping]]] = ..., hosts: _Optional[_Iterable[_Union[HostBlocks, _Mapping]]] = ...) -> None: ...
+
+class HostBlocks(_message.Message):
+    __slots__ = ("instance", "total", "free", "held")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    total: int
+    free: int
+    held: int
+    def __init__(self, instance: _Optional[int] = ..., total: _Optional[int] = ..., free: _Optional[int] = ..., held: _Optional[int] = ...) -> None: ...
 
 class InstanceBlocks(_message.Message):
     __slots__ = ("instance", "total", "free", "held", "lent", "borrowed", "reserved", "debts")

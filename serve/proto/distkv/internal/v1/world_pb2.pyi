@@ -54,7 +54,7 @@ class JoinResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., jax_coordinator: _Optional[str] = ..., heartbeat_timeout_s: _Optional[float] = ..., num_processes: _Optional[int] = ..., process_id: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("epoch", "rank", "stage", "received", "dispatched", "read", "digests", "failure")
+    __slots__ = ("epoch", "rank", "stage", "received", "dispatched", "read", "digests", "failure", "from_host")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class Report(_message.Message):
     READ_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FROM_HOST_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     rank: int
     stage: Stage
@@ -71,7 +72,78 @@ class Report(_message.Message):
     read: int
     digests: _containers.RepeatedCompositeFieldContainer[Digest]
     failure: Failure
-    def __init__(self, epoch: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[_Union[Stage, str]] = ..., received: _Optional[int] = ..., dispatched: _Optional[int] = ..., read: _Optional[int] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    from_host: _containers.RepeatedCompositeFieldContainer[FromHost]
+    def __init__(self, epoch: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[_Union[Stage, str]] = ..., received: _Optional[int] = ..., dispatched: _Optional[int] = ..., read: _Optional[int] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., from_host: _Optional[_Iterable[_Union[FromHost, _Mapping]]] = ...) -> None: ...
+
+class FromHost(_message.Message):
+    __slots__ = ("heartbeat", "saved", "not_saved")
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    SAVED_FIELD_NUMBER: _ClassVar[int]
+    NOT_SAVED_FIELD_NUMBER: _ClassVar[int]
+    heartbeat: Heartbeat
+    saved: Saved
+    not_saved: NotSaved
+    def __init__(self, heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., saved: _Optional[_Union[Saved, _Mapping]] = ..., not_saved: _Optional[_Union[NotSaved, _Mapping]] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("instance", "number", "is_full", "num_free", "num_held", "num_lendable", "loans", "entries", "num_reserved", "batch")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    IS_FULL_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_FIELD_NUMBER: _ClassVar[int]
+    NUM_HELD_FIELD_NUMBER: _ClassVar[int]
+    NUM_LENDABLE_FIELD_NUMBER: _ClassVar[int]
+    LOANS_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NUM_RESERVED_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    number: int
+    is_full: bool
+    num_free: int
+    num_held: int
+    num_lendable: int
+    loans: _containers.RepeatedCompositeFieldContainer[Loan]
+    entries: _containers.RepeatedCompositeFieldContainer[Entry]
+    num_reserved: int
+    batch: int
+    def __init__(self, instance: _Optional[int] = ..., number: _Optional[int] = ..., is_full: _Optional[bool] = ..., num_free: _Optional[int] = ..., num_held: _Optional[int] = ..., num_lendable: _Optional[int] = ..., loans: _Optional[_Iterable[_Union[Loan, _Mapping]]] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., num_reserved: _Optional[int] = ..., batch: _Optional[int] = ...) -> None: ...
+
+class Loan(_message.Message):
+    __slots__ = ("debtor", "num_blocks")
+    DEBTOR_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    debtor: int
+    num_blocks: int
+    def __init__(self, debtor: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+
+class Entry(_message.Message):
+    __slots__ = ("request_id", "home", "num_blocks")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    home: int
+    num_blocks: int
+    def __init__(self, request_id: _Optional[str] = ..., home: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+
+class Saved(_message.Message):
+    __slots__ = ("instance", "save_id")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    SAVE_ID_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    save_id: int
+    def __init__(self, instance: _Optional[int] = ..., save_id: _Optional[int] = ...) -> None: ...
+
+class NotSaved(_message.Message):
+    __slots__ = ("instance", "save_id", "num_free")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    SAVE_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_FIELD_NUMBER: _ClassVar[int]
+    instance: int
+    save_id: int
+    num_free: int
+    def __init__(self, instance: _Optional[int] = ..., save_id: _Optional[int] = ..., num_free: _Optional[int] = ...) -> None: ...
 
 class Digest(_message.Message):
     __slots__ = ("number", "digest", "queued_us", "ran_us")
@@ -94,7 +166,7 @@ class Failure(_message.Message):
     def __init__(self, number: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Order(_message.Message):
-    __slots__ = ("begin", "step", "move", "fill_slot", "reset", "beat", "stop", "reform")
+    __slots__ = ("begin", "step", "move", "fill_slot", "reset", "beat", "stop", "reform", "save", "fetch", "forget")
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     MOVE_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +175,9 @@ class Order(_message.Message):
     BEAT_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     REFORM_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    FORGET_FIELD_NUMBER: _ClassVar[int]
     begin: Begin
     step: Step
     move: Move
@@ -111,7 +186,10 @@ class Order(_message.Message):
     beat: Beat
     stop: Stop
     reform: Reform
-    def __init__(self, begin: _Optional[_Union[Begin, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., fill_slot: _Optional[_Union[FillSlot, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., reform: _Optional[_Union[Reform, _Mapping]] = ...) -> None: ...
+    save: Save
+    fetch: Fetch
+    forget: Forget
+    def __init__(self, begin: _Optional[_Union[Begin, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., move: _Optional[_Union[Move, _Mapping]] = ..., fill_slot: _Optional[_Union[FillSlot, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ..., reform: _Optional[_Union[Reform, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., forget: _Optional[_Union[Forget, _Mapping]] = ...) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("num_blocks", "implementation")
@@ -162,6 +240,44 @@ class FillSlot(_message.Message):
     slot: int
     row: _containers.RepeatedCompositeFieldContainer[Changes]
     def __init__(self, number: _Optional[int] = ..., slot: _Optional[int] = ..., row: _Optional[_Iterable[_Union[Changes, _Mapping]]] = ...) -> None: ...
+
+class Save(_message.Message):
+    __slots__ = ("number", "save_id", "request_id", "home", "blocks")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SAVE_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    save_id: int
+    request_id: str
+    home: int
+    blocks: _containers.RepeatedCompositeFieldContainer[Blocks]
+    def __init__(self, number: _Optional[int] = ..., save_id: _Optional[int] = ..., request_id: _Optional[str] = ..., home: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[Blocks, _Mapping]]] = ...) -> None: ...
+
+class Fetch(_message.Message):
+    __slots__ = ("number", "save_id", "blocks")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SAVE_ID_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    save_id: int
+    blocks: _containers.RepeatedCompositeFieldContainer[Blocks]
+    def __init__(self, number: _Optional[int] = ..., save_id: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[Blocks, _Mapping]]] = ...) -> None: ...
+
+class Forget(_message.Message):
+    __slots__ = ("number", "save_id")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SAVE_ID_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    save_id: int
+    def __init__(self, number: _Optional[int] = ..., save_id: _Optional[int] = ...) -> None: ...
+
+class Blocks(_message.Message):
+    __slots__ = ("index",)
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, index: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Reset(_message.Message):
     __slots__ = ("number",)
