@@ -20,6 +20,7 @@ class Contents(Runner):
 
     Attributes:
         num_moved: Blocks copied so far.
+        moved: Where they were and are, until somebody empties it.
         num_fetched: Sequences that got something back from host memory.
         fate: Asked what becomes of each message of the hosts.
     """
@@ -33,6 +34,7 @@ class Contents(Runner):
     ) -> None:
         self.block_size = block_size
         self.num_moved = self.num_fetched = 0
+        self.moved: set[Place] = set()
         self.fate = fate
         self._hosts = [
             HostPool(at, host_blocks) for at in range(num_instances if host_blocks else 0)
@@ -51,6 +53,7 @@ class Contents(Runner):
                 if token is not None:
                     self._tokens[copy.destination, slot] = token
         self.num_moved += len(copies)
+        self.moved |= {place for copy in copies for place in copy}
 
     @property
     def host_pools(self) -> list[HostPool]:

@@ -237,14 +237,17 @@ class Loop:
 
     def _check_epochs(self) -> None:
         """Verify that no table names a block that changed hands since the table got it."""
-        # A sequence may get back as a later block what has just left its window.
+        # A sequence may get back as a later block what has just left its window. What two moves
+        # of one step took away and brought back is the table's again.
+        moved, self.contents.moved = self.contents.moved, set()
         held = [
             (one.key, index, place)
             for one in self.scheduler.running
             for index, place in enumerate(one.table.held, start=one.table.num_dropped)
         ]
+        before = {named: epoch for named, epoch in self._epochs.items() if named[2] not in moved}
         self._epochs = {
-            named: self._epochs.get(named, self.coordinator.epoch(named[2])) for named in held
+            named: before.get(named, self.coordinator.epoch(named[2])) for named in held
         }
         self.coordinator.check_plan(
             (key, place, epoch) for (key, _, place), epoch in self._epochs.items()
