@@ -46,6 +46,15 @@ def variables(*names: str) -> dict[str, str]:
     return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
+def of_simulation() -> dict[str, str]:
+    """The environment of a process that shall simulate devices as this one does, and use no others.
+
+    Returns:
+        This process's own, with what `add_xla_flags` has added, and JAX on CPU only.
+    """
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
 def add_xla_flags(flags: Mapping[str, str]) -> None:
     """Add `flags` to XLA_FLAGS; one that the user has set keeps the user's value.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from distkv_jax.environment import of_simulation
 from distkv_jax.world.processes import Presence
 
 TIMEOUT_S = 30.0
@@ -26,7 +27,7 @@ def stand_in(coordinator: str, num_processes: int, process_id: int) -> "subproce
     words = [sys.executable, "-m", __name__, coordinator, str(num_processes), str(process_id)]
     return subprocess.Popen(
         words,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=of_simulation(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
