@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo serve test browser lint types format proto clean
+.PHONY: help demo serve test browser chaos lint types format proto clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ browser: .venv/.has-test  ## test the live page in Chromium
 	@command -v chromium chromium-browser google-chrome chrome >/dev/null || \
 	  { echo "no Chromium is installed: apt-get install chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/browser
+
+chaos: .venv/.has-test  ## kill and stop processes of a service for 3 minutes, under load
+	$(BIN)/python -m benchmarks.chaos --minutes 3
 
 lint: .venv/.has-dev  ## check style and format
 	$(BIN)/ruff check

@@ -29,6 +29,7 @@ from benchmarks.chaos_load import Case, Load, make_cases
 from benchmarks.chaos_service import ChaosService
 from benchmarks.measure import machine
 from serve.client import Client
+from serve.world.leader import free_port
 
 EVENTS = ("kill", "stop", "pause", "two", "leader")
 NUM_BLOCKS = 64
@@ -126,6 +127,7 @@ def serve_args(args: argparse.Namespace, folder: Path) -> list[str]:
     mesh.write_text(f'platform = "cpu"\nsimulated = true\naxes = {axes}\n')
     words = [args.model, "--mesh", str(mesh), "--block-size", "16", "--max-num-seqs", "8"]
     words += ["--num-blocks", f"{NUM_BLOCKS // 2}", "--max-num-batched-tokens", "64"]
+    words += ["--host-blocks", f"{NUM_BLOCKS // 4}"]
     words += ["--port", f"{args.port}", "--http-port", "none", "--quiet", "--log-level", "warning"]
     words += ["--heartbeat-timeout-s", f"{args.heartbeat_timeout_s}", "--drain-grace-s", "60"]
     if "leader" in args.events:
@@ -193,7 +195,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--port", type=int, default=50071)
+    parser.add_argument("--port", type=int, default=free_port(), help="of gRPC; a free one")
     parser.add_argument("--heartbeat-timeout-s", type=float, default=4.0)
     parser.add_argument("--every", type=float, nargs=2, default=(5.0, 20.0), metavar="S")
     parser.add_argument("--events", nargs="+", choices=EVENTS, default=EVENTS[:-1])
