@@ -107,6 +107,11 @@ class World(Protocol):
         """Whether it must be formed anew: a process is lost, or one has come."""
         ...
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which it is worth waiting for a process that is lost to come back."""
+        ...
+
     def reform(self) -> int:
         """Form it anew, of the processes that are left and of those that have come.
 

@@ -22,6 +22,8 @@ from distkv_jax.errors import InvariantError, StepFailed, WorldLost
 
 MAX_EMPTY_STEPS = 8
 """Steps in a row in which all may wait for recalls: one each is what it takes."""
+PARKED_POLL_S = 0.02
+"""Between two looks where all requests wait for devices to come back."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -95,6 +97,8 @@ class Engine:
         self._use(parts)
         self._requests: dict[str, tuple[Request, list[Sequence]]] = {}
         self._deadlines: dict[str, float] = {}
+        # Requests that the devices that are left cannot hold, and until when they wait for more.
+        self._parked: dict[str, float] = {}
         self._in_flight: InFlight | None = None
         self._num_failures_in_a_row = 0
         self._num_empty = 0
@@ -166,6 +170,9 @@ class Engine:
         """
         if self._is_renewal_due:
             return self._renew()
+        if self._parked.keys() == self._requests.keys() and self._parked:
+            time.sleep(PARKED_POLL_S)
+            return self._end_overdue()
         begin = time.perf_counter()
         updates = self._end_overdue()
         waited_before = self.stats.wait_s
@@ -332,8 +339,7 @@ class Engine:
     def _renew(self) -> list[Update]:
         """Go on with other devices: every live sequence is prefilled again there.
 
-        Returns:
-            The ends of those for which there is no room any more.
+        One for which there is no room any more waits for the devices that were lost.
         """
         assert self._renewal is not None
         self._in_flight = None
@@ -346,27 +352,34 @@ class Engine:
         self._scheduler.tier.num_fetched_tokens = num_fetched_tokens
         self.admission.move_to(self.coordinator)
         self._num_empty = 0
-        for _, sequences in self._requests.values():
+        for request_id, (_, sequences) in self._requests.items():
+            has_room = all(map(self.admission.has_room_for, sequences))
+            if has_room:
+                self._parked.pop(request_id, None)
+            else:
+                self._parked.setdefault(request_id, time.monotonic() + self._renewal.patience_s)
             for sequence in sequences:
-                if sequence.state is not State.FINISHED:
-                    sequence.restart()
-                    sequence.num_pending = 0
+                if sequence.state is State.FINISHED:
+                    continue
+                sequence.restart()
+                sequence.num_pending = 0
+                if has_room:
                     self._scheduler.add(sequence)
-        homeless = [
-            request_id
-            for request_id, (_, sequences) in self._requests.items()
-            if not all(map(self.admission.has_room_for, sequences))
-        ]
-        num, limit = self.coordinator.num_instances, self.admission.max_slots
-        told = f"the {num} instances that are left hold {limit} KV slots for one request"
-        return self._end_all(homeless, FinishReason.ERROR, told)
+                else:
+                    # Without blocks, and in no queue.
+                    sequence.state = State.PREEMPTED
+        return []
 
     def _end_overdue(self) -> list[Update]:
-        if not self._deadlines:
+        if not self._deadlines and not self._parked:
             return []
         now = time.monotonic()
         overdue = [name for name, deadline in self._deadlines.items() if deadline <= now]
-        return self._end_all(overdue, FinishReason.DEADLINE)
+        updates = self._end_all(overdue, FinishReason.DEADLINE)
+        given_up = [name for name, until in self._parked.items() if until <= now]
+        num, limit = self.coordinator.num_instances, self.admission.max_slots
+        told = f"the {num} instances that are left hold {limit} KV slots for one request"
+        return updates + self._end_all(given_up, FinishReason.ERROR, told)
 
     def _end_all(
         self, request_ids: Iterable[str], reason: FinishReason, error: str | None = None
@@ -380,6 +393,7 @@ class Engine:
                     updates.append(self._collector.end(request, sequence, reason, error))
             self._requests.pop(request_id, None)
             self._deadlines.pop(request_id, None)
+            self._parked.pop(request_id, None)
         return updates
 
     def _forget_if_ended(self, request_id: str) -> None:

@@ -41,6 +41,11 @@ class Renewal(Protocol):
         """Whether the devices have changed, or are about to."""
         ...
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which a request may wait for devices that are lost to come back."""
+        ...
+
     def renew(self) -> Parts:
         """Make them; nothing may refer to what the old ones had on their devices.
 

@@ -74,6 +74,11 @@ class Loader:
         """Whether the engine's devices are not those of the world any more, or will not be."""
         return self._world is not None and self._world.is_due
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds for which a request may wait for a lost process to come back."""
+        return 0.0 if self._world is None else self._world.patience_s
+
     def load(
         self,
         *,

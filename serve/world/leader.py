@@ -174,6 +174,11 @@ class Leader:
             return False
         return self._epoch.end is not None or bool(self._roll_call.waiting)
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds that a lost rank has to come back, for requests that need it."""
+        return self._settings.join_timeout_s
+
     def reform(self) -> int:
         """End the epoch and begin the next one, with the ranks that are left or have come.
 

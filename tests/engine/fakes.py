@@ -14,7 +14,7 @@ from distkv_jax.engine.config import EngineConfig
 from distkv_jax.engine.encode import Encoded, Encoder
 from distkv_jax.engine.engine import Engine
 from distkv_jax.engine.moves import Copy
-from distkv_jax.engine.parts import Parts
+from distkv_jax.engine.parts import Parts, Renewal
 from distkv_jax.engine.placer import Placer
 from distkv_jax.engine.pressure import Pressure
 from distkv_jax.engine.rebalance import Rebalancer
@@ -158,14 +158,16 @@ def make_admission(
     return Admission(config, model or model_config(), coordinator, tokenizer)
 
 
-def make_engine(
-    *, num_instances: int = 2, num_blocks: int = 4, max_step_failures: int = 3, **settings: Any
-) -> Engine:
-    """Make an engine of the real parts over a `FakeRunner`."""
-    sizes: dict[str, Any] = dict(
-        block_size=4, num_blocks=num_blocks, max_num_seqs=4, max_num_batched_tokens=8
-    )
-    config = EngineConfig(**(sizes | settings))
+def make_config(**settings: Any) -> EngineConfig:
+    """Settings of a small engine."""
+    sizes: dict[str, Any] = dict(block_size=4, max_num_seqs=4, max_num_batched_tokens=8)
+    return EngineConfig(**(sizes | settings))
+
+
+def make_parts(config: EngineConfig, num_instances: int) -> Parts:
+    """Make the real parts over a `FakeRunner`."""
+    num_blocks = config.num_blocks
+    assert num_blocks is not None
     coordinator = Coordinator(num_instances, num_blocks)
     shapes = shape_table(config, num_instances, num_blocks)
     placer = Placer(
@@ -178,32 +180,47 @@ def make_engine(
     )
     pressure = Pressure(coordinator, patience=config.plan_period)
     runner = FakeRunner(num_instances)
-    return Engine(
-        Parts(
-            runner=runner,
-            coordinator=coordinator,
-            scheduler=Scheduler(
-                coordinator, placer, shapes, pressure, num_slots=config.max_num_seqs, window=None
-            ),
-            encoder=Encoder(
-                shapes,
-                num_blocks=num_blocks,
-                block_size=config.block_size,
-                num_slots=config.max_num_seqs,
-                window=None,
-            ),
-            rebalancer=Rebalancer(
-                coordinator,
-                runner,
-                pressure,
-                block_size=config.block_size,
-                tokens_per_step=config.move_tokens_per_step,
-                period=config.plan_period,
-                planner=None,
-            ),
-            step_model=None,
+    return Parts(
+        runner=runner,
+        coordinator=coordinator,
+        scheduler=Scheduler(
+            coordinator, placer, shapes, pressure, num_slots=config.max_num_seqs, window=None
         ),
-        admission=Admission(config, model_config(), coordinator, byte_tokenizer()),
+        encoder=Encoder(
+            shapes,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            num_slots=config.max_num_seqs,
+            window=None,
+        ),
+        rebalancer=Rebalancer(
+            coordinator,
+            runner,
+            pressure,
+            block_size=config.block_size,
+            tokens_per_step=config.move_tokens_per_step,
+            period=config.plan_period,
+            planner=None,
+        ),
+        step_model=None,
+    )
+
+
+def make_engine(
+    *,
+    num_instances: int = 2,
+    num_blocks: int = 4,
+    max_step_failures: int = 3,
+    renewal: Renewal | None = None,
+    **settings: Any,
+) -> Engine:
+    """Make an engine of the real parts over a `FakeRunner`."""
+    config = make_config(num_blocks=num_blocks, **settings)
+    parts = make_parts(config, num_instances)
+    return Engine(
+        parts,
+        admission=Admission(config, model_config(), parts.coordinator, byte_tokenizer()),
         collector=Collector(byte_tokenizer()),
         max_step_failures=max_step_failures,
+        renewal=renewal,
     )
