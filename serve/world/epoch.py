@@ -66,6 +66,7 @@ class Epoch:
                 heartbeat_timeout_s=heartbeat_timeout_s,
                 num_processes=self.num_processes,
                 process_id=one.process_id,
+                member=one.name,
             )
             for one in self.members.values()
         ]

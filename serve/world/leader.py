@@ -318,11 +318,11 @@ class Leader:
 
     def _member_of(self, report: pb.Report) -> Member:
         member = self._epoch.members.get(report.rank)
-        if report.epoch != self.epoch or member is None:
-            raise ConfigError(
-                f"rank {report.rank} of epoch {report.epoch} does not belong to epoch {self.epoch}"
-            )
-        return member
+        if member is not None and report.member == member.name:
+            return member
+        raise ConfigError(
+            f"rank {report.rank} of epoch {report.epoch} does not belong to epoch {self.epoch}"
+        )
 
     def _arrived(self) -> None:
         if self.on_due is not None:

@@ -52,7 +52,12 @@ class Link:
         self._timeout_s = joined.heartbeat_timeout_s
         self._on_lost = on_lost
         self._lock = threading.Lock()
-        self._report = pb.Report(epoch=joined.epoch, rank=self._rank, stage=pb.STAGE_LOADING)
+        self._report = pb.Report(
+            epoch=joined.epoch,
+            rank=self._rank,
+            member=joined.member,
+            stage=pb.STAGE_LOADING,
+        )
         self._news = threading.Event()
         self._orders: queue.SimpleQueue[pb.Order] = queue.SimpleQueue()
         self._last_heard = time.monotonic()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import queue
+import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -26,6 +27,7 @@ class Member:
         failed: `time.monotonic()` of when that was heard first.
         pid: Of the process, on its host.
         addresses: Of its host.
+        name: Drawn for it; nobody of another epoch or world has the same.
         process_id: As JAX numbers the processes of the epoch.
         left: `time.monotonic()` of when it left an epoch that was over; None where it has not.
         end: Why it does not belong to the world any more; None where it does.
@@ -45,6 +47,7 @@ class Member:
     pid: int = 0
     addresses: frozenset[str] = frozenset()
     process_id: int = 0
+    name: int = dataclasses.field(default_factory=lambda: secrets.randbits(63))
     left: float | None = None
     end: str | None = None
     from_host: list[pb.FromHost] = dataclasses.field(default_factory=list)

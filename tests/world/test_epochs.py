@@ -209,7 +209,7 @@ def test_an_epoch_that_is_lost_on_the_way_is_followed_by_another(one: World) -> 
     assert isinstance(entrance, FakeEntrance)
     entrance.losses = 2
     one.channel.close()
-    wait_until(lambda: one.leader.is_due, "it is due")
+    wait_until(lambda: entrance.stood_in, "somebody stands in")
 
     assert one.leader.reform() == 1
     assert entrance.entered == [2, 3, 4]
@@ -235,6 +235,19 @@ def test_what_belongs_to_an_epoch_that_is_over_is_refused(one: World, comes_agai
     assert "rank 1 of epoch 1 does not belong to epoch 2" in str(told[0])
     if comer is not None:
         comer.channel.close()
+
+
+def test_what_belongs_to_another_world_is_refused_though_its_epochs_count_alike(
+    one: World,
+) -> None:
+    told: list[WorldLost] = []
+    settings = settings_of(one.port, rank=1)
+    with connect(settings) as channel:
+        old = pb.JoinResponse(epoch=1, heartbeat_timeout_s=1, member=7)
+        Link(pb_grpc.WorldStub(channel), settings, TOKEN, old, told.append)
+        wait_until(lambda: told, "it is told")
+
+    assert "rank 1 of epoch 1 does not belong to epoch 1" in str(told[0])
 
 
 def test_a_rank_that_is_still_here_does_not_come_twice(one: World) -> None:

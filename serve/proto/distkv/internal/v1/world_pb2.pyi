@@ -40,21 +40,23 @@ class JoinRequest(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., num_hosts: _Optional[int] = ..., fingerprint: _Optional[_Mapping[str, str]] = ..., pid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("epoch", "jax_coordinator", "heartbeat_timeout_s", "num_processes", "process_id")
+    __slots__ = ("epoch", "jax_coordinator", "heartbeat_timeout_s", "num_processes", "process_id", "member")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     JAX_COORDINATOR_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     NUM_PROCESSES_FIELD_NUMBER: _ClassVar[int]
     PROCESS_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     jax_coordinator: str
     heartbeat_timeout_s: float
     num_processes: int
     process_id: int
-    def __init__(self, epoch: _Optional[int] = ..., jax_coordinator: _Optional[str] = ..., heartbeat_timeout_s: _Optional[float] = ..., num_processes: _Optional[int] = ..., process_id: _Optional[int] = ...) -> None: ...
+    member: int
+    def __init__(self, epoch: _Optional[int] = ..., jax_coordinator: _Optional[str] = ..., heartbeat_timeout_s: _Optional[float] = ..., num_processes: _Optional[int] = ..., process_id: _Optional[int] = ..., member: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("epoch", "rank", "stage", "received", "dispatched", "read", "digests", "failure", "from_host")
+    __slots__ = ("epoch", "rank", "stage", "received", "dispatched", "read", "digests", "failure", "from_host", "member")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +66,7 @@ class Report(_message.Message):
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     FROM_HOST_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     rank: int
     stage: Stage
@@ -73,7 +76,8 @@ class Report(_message.Message):
     digests: _containers.RepeatedCompositeFieldContainer[Digest]
     failure: Failure
     from_host: _containers.RepeatedCompositeFieldContainer[FromHost]
-    def __init__(self, epoch: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[_Union[Stage, str]] = ..., received: _Optional[int] = ..., dispatched: _Optional[int] = ..., read: _Optional[int] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., from_host: _Optional[_Iterable[_Union[FromHost, _Mapping]]] = ...) -> None: ...
+    member: int
+    def __init__(self, epoch: _Optional[int] = ..., rank: _Optional[int] = ..., stage: _Optional[_Union[Stage, str]] = ..., received: _Optional[int] = ..., dispatched: _Optional[int] = ..., read: _Optional[int] = ..., digests: _Optional[_Iterable[_Union[Digest, _Mapping]]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., from_host: _Optional[_Iterable[_Union[FromHost, _Mapping]]] = ..., member: _Optional[int] = ...) -> None: ...
 
 class FromHost(_message.Message):
     __slots__ = ("heartbeat", "saved", "not_saved")
