@@ -43,7 +43,9 @@ CUT_S = 8.0
 """For which a link is cut, at least."""
 RETURN_S = 60.0
 """For all hosts to be back."""
-ABORTS = re.compile(r"SIGABRT|SIGSEGV|Check failed|LOG\(FATAL\)|Fatal Python error")
+ABORTS = re.compile(r"was killed by SIG(SEGV|BUS|ILL|FPE)|Check failed|Fatal Python error")
+FENCED_BY_JAX = re.compile(r"^\[.*Terminating process because the JAX distributed service")
+"""One that was done without and can be reached: rank 0 ends its connections, and JAX the process."""
 
 Figures = dict[str, object]
 
@@ -275,7 +277,8 @@ def run(args: argparse.Namespace, folder: Path, hosts: Hosts) -> Figures:
         if args.log is not None:
             args.log.write_text("".join(f"{when:.3f} {line}\n" for when, line in service.lines))
     broken += [line for _, line in service.lines if ABORTS.search(line)]
-    return found | {"broken": broken}
+    ended_by_jax = sum(FENCED_BY_JAX.search(line) is not None for _, line in service.lines)
+    return found | {"ended_by_jax": ended_by_jax, "broken": broken}
 
 
 def main() -> int:
