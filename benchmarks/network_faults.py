@@ -45,7 +45,7 @@ RETURN_S = 60.0
 """For all hosts to be back."""
 ABORTS = re.compile(r"was killed by SIG(SEGV|BUS|ILL|FPE)|Check failed|Fatal Python error")
 FENCED_BY_JAX = re.compile(r"^\[.*Terminating process because the JAX distributed service")
-"""One that was done without and can be reached: rank 0 ends its connections, and JAX the process."""
+"""Said by one that was done without, and can be reached: its connections were ended."""
 
 Figures = dict[str, object]
 
