@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo serve test browser chaos lint types format proto clean
+.PHONY: help demo serve test browser chaos netfaults lint types format proto clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ browser: .venv/.has-test  ## test the live page in Chromium
 
 chaos: .venv/.has-test  ## kill and stop processes of a service for 3 minutes, under load
 	$(BIN)/python -m benchmarks.chaos --minutes 3
+
+netfaults: .venv/.has-test  ## cut, slow and lose the network between three hosts; needs root and iptables
+	$(BIN)/python -m benchmarks.network_faults
 
 lint: .venv/.has-dev  ## check style and format
 	$(BIN)/ruff check

@@ -28,6 +28,8 @@ from serve.world.settings import WorldSettings
 from serve.world.token import KEY
 from serve.world.wire import Wire
 
+RECONNECT_MS = 2_000
+"""For one try to reach the leader, and between two of them."""
 SET_UP = 1
 """Stands for the command that fails, where there was none yet."""
 
@@ -50,8 +52,10 @@ def follow(
     """
     with connect(settings) as channel:
         stub = pb_grpc.WorldStub(channel)
+        is_again = False
         while True:
-            joined = join(stub, settings, fingerprint, token)
+            joined = join(stub, settings, fingerprint, token, is_again=is_again)
+            is_again = True
             link = Link(stub, settings, token, joined, end_process)
             presence = None
             try:
@@ -133,14 +137,41 @@ def follow_epoch(
 
 def connect(settings: WorldSettings) -> grpc.Channel:
     """Open a connection to the leader, which need not be there yet."""
-    address = f"{settings.host}:{settings.port}"
-    return grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1)])
+    silence_ms = round(1000 * settings.heartbeat_timeout_s)
+    options = [
+        # Who waits to join hears nothing for long, and of a leader that was cut off never again.
+        ("grpc.keepalive_time_ms", silence_ms),
+        ("grpc.keepalive_timeout_ms", silence_ms),
+        # The time-out above is the kernel's; this one is for who answers it, but is stopped.
+        ("grpc.http2.ping_timeout_ms", silence_ms),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", -1),
+        # A leader that was cut off is found soon: the defaults grow to two minutes, and a try that
+        # nobody answers would last 20 s.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+    ]
+    return grpc.insecure_channel(f"{settings.host}:{settings.port}", options)
 
 
 def join(
-    stub: pb_grpc.WorldStub, settings: WorldSettings, fingerprint: Fingerprint, token: str
+    stub: pb_grpc.WorldStub,
+    settings: WorldSettings,
+    fingerprint: Fingerprint,
+    token: str,
+    *,
+    is_again: bool = False,
 ) -> pb.JoinResponse:
     """Ask to be let in, and wait until an epoch begins.
+
+    Args:
+        stub: Of the leader.
+        settings: Of this process.
+        fingerprint: What the leader must have too.
+        token: The secret of all.
+        is_again: Whether this process was in already: a leader that is not there has gone, else it
+            is about to come.
 
     Raises:
         ConfigError: The leader refused this process; says why.
@@ -158,7 +189,7 @@ def join(
         return stub.Join(
             request,
             metadata=((KEY, token),),
-            wait_for_ready=True,
+            wait_for_ready=not is_again,
             # The leader tells who is missing; this is for when there is none.
             timeout=settings.join_timeout_s + 1,
         )

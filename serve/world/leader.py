@@ -103,8 +103,12 @@ class Leader:
                 # One that is stopped keeps its connections open, also while it waits to join.
                 ("grpc.keepalive_time_ms", round(1000 * settings.heartbeat_timeout_s)),
                 ("grpc.keepalive_timeout_ms", round(1000 * settings.heartbeat_timeout_s)),
+                # Else a minute where its kernel still answers.
+                ("grpc.http2.ping_timeout_ms", round(1000 * settings.heartbeat_timeout_s)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_pings_without_data", 0),
+                # They ask too, and are not sent away for that.
+                ("grpc.http2.max_ping_strikes", 0),
             ],
         )
         self._watchdog = threading.Thread(target=self._watch, name="distkv-watchdog", daemon=True)
