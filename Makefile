@@ -16,8 +16,8 @@ demo: .venv/.has-base  ## generate text on eight simulated instances that pool t
 serve: .venv/.has-base  ## serve the tiny model: gRPC on port 50051, OpenAI's interface and a live page on 8000
 	$(BIN)/distkv serve tiny --mesh cpu-8 --block-size 16 --num-blocks 64
 
-test: .venv/.has-test  ## run all tests
-	$(BIN)/python -m pytest
+test: .venv/.has-test  ## run all tests, two at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 browser: .venv/.has-test  ## test the live page in Chromium
 	@command -v chromium chromium-browser google-chrome chrome >/dev/null || \
@@ -28,7 +28,7 @@ chaos: .venv/.has-test  ## kill and stop processes of a service for 3 minutes, u
 	$(BIN)/python -m benchmarks.chaos --minutes 3
 
 netfaults: .venv/.has-test  ## cut, slow and lose the network between three hosts; needs root and iptables
-	$(BIN)/python -m benchmarks.network_faults
+	$(BIN)/python -m benchmarks.network_faults $(FAULTS)
 
 lint: .venv/.has-dev  ## check style and format
 	$(BIN)/ruff check

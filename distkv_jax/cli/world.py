@@ -18,7 +18,7 @@ from distkv_jax.world.fingerprint import Fingerprint, fingerprint_of
 from serve.launch.detect import detect
 from serve.launch.names import wait_for_name
 from serve.launch.told import READY, UP, tell, tell_fenced
-from serve.world.exit import end_process, leave_at_once
+from serve.world.exit import LOST, end_process, leave_at_once
 from serve.world.follow import follow
 from serve.world.leader import Leader
 from serve.world.settings import WorldSettings
@@ -137,6 +137,9 @@ def ends_hard() -> Iterator[None]:
         yield
     except WorldLost as error:
         end_process(error)
-    except (DistKVError, OSError) as error:
+    except (ConfigError, OSError) as error:
         # An orderly end would wait for the other processes, which do not know yet.
         leave_at_once(complaint(error, "serve"), BAD_INPUT)
+    except DistKVError as error:
+        # Not what was asked for is wrong, it is worth another try.
+        leave_at_once(complaint(error, "serve"), LOST)

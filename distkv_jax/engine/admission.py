@@ -57,9 +57,18 @@ class Admission:
         self.max_slots = coordinator.max_blocks * self._config.block_size
 
     def has_room_for(self, sequence: Sequence) -> bool:
-        """Whether an empty engine could serve all of a sequence that was taken in before."""
+        """Whether an empty engine could serve all of a sequence that was taken in before.
+
+        One that may be as long as there is room is as long as there is room now.
+        """
         if self._fits_by_window:
             return True
+        if sequence.params.max_tokens is None:
+            longest = self.max_model_len - sequence.prompt_len
+            room = self.max_slots + 1 - sequence.prompt_len
+            if room > len(sequence.output_tokens):
+                sequence.max_tokens = min(longest, room)
+                return True
         return sequence.prompt_len + sequence.max_tokens - 1 <= self.max_slots
 
     @property

@@ -108,6 +108,11 @@ class World(Protocol):
         ...
 
     @property
+    def is_lost(self) -> bool:
+        """Whether it is due because no command can be carried out any more."""
+        ...
+
+    @property
     def patience_s(self) -> float:
         """Seconds for which it is worth waiting for a process that is lost to come back."""
         ...

@@ -22,6 +22,9 @@ from distkv_jax.errors import InvariantError, StepFailed, WorldLost
 
 MAX_EMPTY_STEPS = 8
 """Steps in a row in which all may wait for recalls: one each is what it takes."""
+STEPS_BETWEEN_ARRIVALS = 8
+"""Steps that are read before devices that came are taken in: one that comes and goes again and
+again must not keep all others from getting on."""
 PARKED_POLL_S = 0.02
 """Between two looks where all requests wait for devices to come back."""
 
@@ -102,6 +105,7 @@ class Engine:
         self._in_flight: InFlight | None = None
         self._num_failures_in_a_row = 0
         self._num_empty = 0
+        self._num_steps_before_arrivals = 0
         self._is_audited = True
 
     def _use(self, parts: Parts) -> None:
@@ -119,7 +123,10 @@ class Engine:
 
     @property
     def _is_renewal_due(self) -> bool:
-        return self._renewal is not None and self._renewal.is_due
+        if self._renewal is None or not self._renewal.is_due:
+            return False
+        is_waiting = self._parked.keys() == self._requests.keys()
+        return self._renewal.is_lost or is_waiting or self._num_steps_before_arrivals <= 0
 
     @property
     def num_running(self) -> int:
@@ -182,7 +189,7 @@ class Engine:
         except StepFailed as error:
             failure = str(error)
         except WorldLost as error:
-            if not self._is_renewal_due:
+            if self._renewal is None or not self._renewal.is_lost:
                 raise
             failure = str(error)
         # Out here nothing refers to the step's arrays any more, and with them to the devices.
@@ -216,6 +223,7 @@ class Engine:
             return []
         updates = self._collect(previous)
         self._num_failures_in_a_row = 0
+        self._num_steps_before_arrivals -= 1
         return updates
 
     def _listen(self) -> None:
@@ -306,7 +314,9 @@ class Engine:
     def _recover(self, error: str) -> list[Update]:
         """After a failed step: new pools, and every running sequence is prefilled again."""
         self.stats.num_failed_steps += 1
-        self._num_failures_in_a_row += 1
+        if self._renewal is None or not self._renewal.is_lost:
+            # Not for a loss, which says nothing of what ran.
+            self._num_failures_in_a_row += 1
         self._in_flight = None
         victims = [
             sequence
@@ -352,6 +362,7 @@ class Engine:
         self._scheduler.tier.num_fetched_tokens = num_fetched_tokens
         self.admission.move_to(self.coordinator)
         self._num_empty = 0
+        self._num_steps_before_arrivals = STEPS_BETWEEN_ARRIVALS
         for request_id, (_, sequences) in self._requests.items():
             has_room = all(map(self.admission.has_room_for, sequences))
             if has_room:

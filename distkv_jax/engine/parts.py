@@ -42,6 +42,11 @@ class Renewal(Protocol):
         ...
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the devices in use are of no use any more; else new ones may wait a little."""
+        ...
+
+    @property
     def patience_s(self) -> float:
         """Seconds for which a request may wait for devices that are lost to come back."""
         ...

@@ -75,6 +75,11 @@ class Loader:
         return self._world is not None and self._world.is_due
 
     @property
+    def is_lost(self) -> bool:
+        """Whether no step can run before `renew`."""
+        return self._world is not None and self._world.is_lost
+
+    @property
     def patience_s(self) -> float:
         """Seconds for which a request may wait for a lost process to come back."""
         return 0.0 if self._world is None else self._world.patience_s
@@ -102,8 +107,7 @@ class Loader:
         """Form the world anew and load the model there, until that succeeds.
 
         Raises:
-            StepFailed: It fails where this process is alone.
-            WorldLost: The world is over for good.
+            WorldLost: The world is over for good, or it fails where this process is alone.
         """
         assert self._world is not None
         begin = time.monotonic()
@@ -112,10 +116,10 @@ class Loader:
             try:
                 with step_failures():
                     parts = self._load_parts(hosts)
-            # The last: one that came differs, and will not come again like that.
-            except (StepFailed, WorldLost, ConfigError) as error:
+            # Also of settings and files: one that came differs, or a disk is away for a moment.
+            except (StepFailed, WorldLost, ConfigError, OSError) as error:
                 if hosts == 1:
-                    raise
+                    raise WorldLost(f"rank 0 alone cannot go on: {error}") from error
                 logger.warning("the new world of %d processes failed: %s", hosts, error)
                 continue
             logger.warning(

@@ -66,6 +66,9 @@ class Presence:
             # All know each other's devices when it returns.
             self._client = weakref.ref(jax.local_devices()[0].client)
         except RuntimeError as error:
+            # So that another world can be entered.
+            clear_backends()
+            jax.distributed.shutdown()
             raise WorldLost(f"the processes could not tell their devices: {error}") from error
 
     def drop_devices(self) -> None:

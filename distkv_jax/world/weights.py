@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, UInt32
 
-from distkv_jax.errors import ConfigError
+from distkv_jax.errors import ConfigError, WorldLost
 from distkv_jax.mesh import INSTANCE
 from distkv_jax.models.weight_names import flat_params
 
@@ -24,7 +24,9 @@ def check_weights(params: nnx.State, mesh: Mesh) -> None:
     """Compare the weights of all instances; run it in every process of the mesh at once.
 
     Raises:
-        ConfigError: Some differ from those of instance 0; named, with the process that has them.
+        ConfigError: Some differ from those of instance 0, and this process is the one that has
+            them, or has instance 0; named.
+        WorldLost: They are another process's: this one is well.
     """
     flat = flat_params(params)
     leaves = [leaf[...] for _, leaf in flat]
@@ -33,9 +35,11 @@ def check_weights(params: nnx.State, mesh: Mesh) -> None:
         if differs.any():
             paths = [".".join(map(str, flat[int(at)][0])) for at in np.flatnonzero(differs)]
             more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
-            rank = mesh.devices[instance].flat[0].process_index
-            raise ConfigError(
-                f"rank {rank} has other weights than rank 0 in {', '.join(paths[:MAX_NAMED])}{more}"
+            theirs = mesh.devices[instance].flat[0].process_index
+            kind = ConfigError if jax.process_index() in (0, theirs) else WorldLost
+            raise kind(
+                f"process {theirs} has other weights than rank 0 in "
+                f"{', '.join(paths[:MAX_NAMED])}{more}"
             )
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from distkv_jax.engine.outputs import Update
 from distkv_jax.engine.request import Request
 from distkv_jax.errors import (
     ConfigError,
@@ -255,8 +256,9 @@ class DurableRequests:
         follower = self._follow(relay, max_unread=self._max_unread)
         try:
             history = await asyncio.to_thread(self._read, caller, request_id)
-            if history is not None:
-                follower.precede(await asyncio.to_thread(cut, history.updates, full, reach))
+            if history is None:
+                raise RequestNotFound(f"request_id {request_id!r} has ended and is forgotten")
+            follower.precede(await asyncio.to_thread(cut, history.updates, full, reach))
             yield follower
         finally:
             self._part(follower, relay)
@@ -369,13 +371,12 @@ class DurableRequests:
             carrier={},
             num_prompt_tokens=len(entry.prompt_token_ids),
         )
-        for update in history.updates:
-            record.hear(update, record.arrival)
+        pieces = await asyncio.to_thread(retold, history, record, full)
         request = Request(
             request_id=request_id, prompt_token_ids=entry.prompt_token_ids, params=entry.params
         )
         stream = Stream(request_id, record, max_unread=self._max_unread)
-        stream.recall(request, reach, cut(history.updates, full, reach))
+        stream.recall(request, reach, pieces)
         return stream
 
     def _read(self, caller: Caller, request_id: str) -> History | None:
@@ -423,6 +424,13 @@ class DurableRequests:
             num_pieces=len(kept.pieces),
             num_bytes=len(kept.entry) + sum(map(len, kept.pieces)),
         )
+
+
+def retold(history: History, record: Record, full: Sequence[int]) -> list[Update]:
+    """Tell a record what a request gave, and cut off what is before some offsets; takes long."""
+    for update in history.updates:
+        record.hear(update, record.arrival)
+    return cut(history.updates, full, history.reach)
 
 
 def with_seed(ask: Ask) -> Ask:

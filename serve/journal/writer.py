@@ -133,7 +133,7 @@ class Writer:
         The future raises `DuplicateRequest` where a caller has one of that name, and `Unavailable`
         where the disk does not take it.
         """
-        done: Future[None] = Future()
+        done = uncancellable()
         self._inbox.put(Accept(entries, done))
         return done
 
@@ -143,7 +143,7 @@ class Writer:
 
     def end(self, name: str, error: DistKVError) -> "Future[None]":
         """End a request before its time; the future raises `Unavailable` as in `accept`."""
-        done: Future[None] = Future()
+        done = uncancellable()
         self._inbox.put(End(name, error, done))
         return done
 
@@ -307,3 +307,10 @@ def error_of(update: Update) -> DistKVError:
     if update.finish_reason == "deadline":
         return DeadlineExceeded(OVERDUE)
     return RequestLost("the request failed, the server's log says why")
+
+
+def uncancellable() -> "Future[None]":
+    """Make a future that its waiter cannot cancel: what is in the queue will be written."""
+    made: Future[None] = Future()
+    made.set_running_or_notify_cancel()
+    return made

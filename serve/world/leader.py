@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_AHEAD = 256
 """Commands that may be published and not started by the slowest; then the leader waits."""
+MAX_ENTRIES = 20
+"""Epochs in a row that are lost before all have entered them; then something else is wrong."""
 REFORM_POLL_S = 0.01
 GOODBYE_S = 5.0
 """For ranks to leave when they were told to."""
@@ -173,10 +175,17 @@ class Leader:
 
     @property
     def is_due(self) -> bool:
-        """Whether `reform` is wanted."""
-        if self.on_due is None or self._lost is not None or self._is_over.is_set():
-            return False
-        return self._epoch.end is not None or bool(self._roll_call.waiting)
+        """Whether `reform` is wanted, for a loss or for who has come."""
+        return self.is_lost or (self._can_go_on and bool(self._roll_call.waiting))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the epoch is over, and `reform` can begin another one."""
+        return self._can_go_on and self._epoch.end is not None
+
+    @property
+    def _can_go_on(self) -> bool:
+        return self.on_due is not None and self._lost is None and not self._is_over.is_set()
 
     @property
     def patience_s(self) -> float:
@@ -195,6 +204,7 @@ class Leader:
         Raises:
             WorldLost: The world is over.
         """
+        num_failures = 0
         while True:
             self._finish_epoch(WorldLost(f"epoch {self.epoch} is over"))
             # First: others may wait for this process inside a collective, and not come before.
@@ -207,10 +217,12 @@ class Leader:
             self._begin_epoch(f"{self._settings.host}:{free_port()}")
             try:
                 self.enter()
-            except WorldLost:
+            except (WorldLost, ConfigError) as error:
+                # The last: somebody else has taken the port meanwhile.
+                num_failures += 1
                 with self._changed:
-                    if self._lost is not None:
-                        raise
+                    if self._lost is not None or num_failures > MAX_ENTRIES:
+                        raise WorldLost(str(error)) from error
                 continue
             return self._epoch.num_processes
 
@@ -393,7 +405,9 @@ class Leader:
         logger.warning("epoch %d is over: %s", self.epoch, why)
         self._finish_epoch(why)
         # Of a process that is killed the kernel closes the connections; of a host nobody does.
-        lost = member.addresses - own_addresses(self._settings.host, self._settings.port)
+        lost: frozenset[str] = frozenset()
+        if member.is_silent:
+            lost = member.addresses - own_addresses(self._settings.host, self._settings.port)
         with self._changed:
             self._epoch.without(lost)
         cut(lost)

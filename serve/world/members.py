@@ -27,6 +27,7 @@ class Member:
         failed: `time.monotonic()` of when that was heard first.
         pid: Of the process, on its host.
         addresses: Of its host.
+        is_silent: Whether it was lost because it said nothing any more.
         name: Drawn for it; nobody of another epoch or world has the same.
         process_id: As JAX numbers the processes of the epoch.
         left: `time.monotonic()` of when it left an epoch that was over; None where it has not.
@@ -47,6 +48,7 @@ class Member:
     pid: int = 0
     addresses: frozenset[str] = frozenset()
     process_id: int = 0
+    is_silent: bool = False
     name: int = dataclasses.field(default_factory=lambda: secrets.randbits(63))
     left: float | None = None
     end: str | None = None

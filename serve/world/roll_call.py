@@ -1,5 +1,6 @@
 """Who has come to a world, who was refused and why, and who is missing."""
 
+import collections
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -9,6 +10,8 @@ from distkv_jax.errors import ConfigError
 from distkv_jax.world.fingerprint import Fingerprint, differences
 from serve.proto.distkv.internal.v1 import world_pb2 as pb
 
+MAX_REFUSALS = 64
+"""Kept for who waits; the latest."""
 MAX_NAMED = 6
 """Differences that are told of one process."""
 
@@ -41,7 +44,7 @@ class RollCall:
         self._changed = threading.Condition()
         self._waiting: dict[int, Caller] = {}
         self._members: set[int] = set()
-        self._refusals: list[str] = []
+        self._refusals: collections.deque[str] = collections.deque(maxlen=MAX_REFUSALS)
         self._closed: str | None = None
 
     @property

@@ -60,6 +60,7 @@ class Watchdog:
         limit = self._settings.heartbeat_timeout_s
         silent_s = now - member.last_heard
         if silent_s > limit:
+            member.is_silent = True
             self._lose(f"rank {member.rank} has been silent for {silent_s:.1f} s", member)
         elif not is_over and member.failure is not None and now - member.failed > limit:
             # What fails everywhere is followed by a reset; this failed there alone.

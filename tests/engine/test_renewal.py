@@ -24,6 +24,7 @@ class FakeRenewal:
     Attributes:
         num_instances: Of the next parts; none left once it is 0.
         is_due: Whether there are others than those in use.
+        is_lost: Whether those in use are gone.
         patience_s: As of a `Renewal`.
         num_made: How often it made some.
         held: Whether something still referred to the parts before.
@@ -31,14 +32,14 @@ class FakeRenewal:
 
     def __init__(self) -> None:
         self.num_instances = 2
-        self.is_due = False
+        self.is_due = self.is_lost = False
         self.patience_s = 60.0
         self.num_made = 0
         self.held: list[bool] = []
         self.old: weakref.ref[FakeRunner] | None = None
 
-    def use(self, num_instances: int) -> None:
-        self.num_instances, self.is_due = num_instances, True
+    def use(self, num_instances: int, *, is_lost: bool = True) -> None:
+        self.num_instances, self.is_due, self.is_lost = num_instances, True, is_lost
 
     def renew(self) -> Parts:
         if self.old is not None:
@@ -46,7 +47,7 @@ class FakeRenewal:
             self.held.append(self.old() is not None)
         if not self.num_instances:
             raise WorldLost("nobody is left")
-        self.is_due = False
+        self.is_due = self.is_lost = False
         self.num_made += 1
         return make_parts(make_config(num_blocks=NUM_BLOCKS), self.num_instances)
 
@@ -60,7 +61,7 @@ class Serving:
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.ends: dict[tuple[str, int], tuple[str, str | None]] = {}
 
-    def submit(self, name: str, prompt: int, count: int, **settings: Any) -> Request:
+    def submit(self, name: str, prompt: int, count: int | None, **settings: Any) -> Request:
         request = make_request(prompt, name, max_tokens=count, ignore_eos=True, **settings)
         self.engine.submit((request,))
         return request
@@ -99,6 +100,40 @@ def test_every_token_comes_once_whenever_the_devices_change(num_instances: int, 
     assert one.renewal.num_made == 1
 
 
+def test_devices_that_come_again_and_again_keep_nobody_from_getting_on() -> None:
+    one = Serving()
+    one.submit("a", 5, 8)
+    for _ in range(60):
+        one.renewal.use(2, is_lost=False)
+        one.step()
+
+    assert one.tokens["a", 0] == expected_tokens(5, 8)
+    assert one.renewal.num_made > 2
+
+
+def test_losses_are_not_failures_of_what_ran() -> None:
+    one = Serving()
+    one.submit("a", 5, 8)
+    for _ in range(10):
+        one.renewal.use(2)
+        one.engine._recover("a peer is gone")
+    one.run()
+
+    assert one.tokens["a", 0] == expected_tokens(5, 8)
+
+
+def test_one_that_may_be_as_long_as_there_is_room_is_shorter_where_there_is_less() -> None:
+    one = Serving()
+    one.submit("a", 5, None)
+    one.step(4)
+    one.renewal.use(1)
+    one.run()
+
+    # Sixteen slots, and the last token needs none.
+    assert one.tokens["a", 0] == expected_tokens(5, 12)
+    assert one.ends["a", 0] == ("length", None)
+
+
 def test_idle_devices_change_too() -> None:
     one = Serving()
     assert not one.engine.has_work
@@ -129,7 +164,7 @@ def test_nothing_refers_to_the_old_devices_while_there_are_none() -> None:
         assert isinstance(one.engine.runner, FakeRunner)
         one.renewal.old = weakref.ref(one.engine.runner)
         one.engine.runner.fail = fail
-        one.renewal.is_due = not fail
+        one.renewal.is_due = one.renewal.is_lost = not fail
         one.step()
 
     assert one.renewal.held == [False, False]

@@ -160,7 +160,7 @@ def test_the_hosts_that_are_lost_are_told_to_who_is_left(
     monkeypatch.setattr("serve.world.leader.own_addresses", lambda host, port: {"10.0.0.1"})
     told: list[list[str]] = []
     monkeypatch.setattr("serve.world.link.cut", lambda lost: told.append(list(lost)))
-    lost = Member(2, addresses=frozenset({"10.0.0.1", "10.0.0.3"}))
+    lost = Member(2, addresses=frozenset({"10.0.0.1", "10.0.0.3"}), is_silent=True)
     one.leader._epoch.members[2] = lost
 
     one.leader._lose("rank 2 has been silent", lost)

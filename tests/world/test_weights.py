@@ -36,7 +36,7 @@ def test_one_flipped_bit_is_found(dtype: type) -> None:
     second = first.copy()
     second.view(np.uint8)[3, 5] ^= 1
 
-    with pytest.raises(ConfigError, match=r"rank 0 has other weights .* in layers\.0\.q\.kernel"):
+    with pytest.raises(ConfigError, match=r"process 0 has other weights .* in layers\.0\.q"):
         check_weights(params_with("q", second, first), MESH)
 
 

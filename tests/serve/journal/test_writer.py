@@ -166,6 +166,17 @@ def test_an_end_before_its_time_is_one(case: Case, reason: str) -> None:
     assert kept is not None and kept.ended is not None and kept.error is not None
 
 
+def test_who_waits_cannot_take_back_what_is_being_written(case: Case) -> None:
+    request = case.accept("a")
+    # As the task of a call does whose client has gone.
+    ended = case.writer.end("a", RequestCancelled("the request was aborted"))
+    assert not ended.cancel()
+
+    ended.result(TIMEOUT_S)
+    case.accept("b")
+    assert request.request_id == "a"
+
+
 def test_a_cancel_that_nobody_asked_for_is_no_end(case: Case) -> None:
     """So that what a stopping server cancels is gone on with."""
     request = case.accept("a")
