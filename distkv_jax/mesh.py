@@ -137,8 +137,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     Raises:
         ConfigError: The devices that are there do not make this mesh.
     """
-    if config.simulated:
-        _simulate(config)
+    simulate(config)
     try:
         devices = jax.devices(config.platform)
     except RuntimeError as error:
@@ -222,8 +221,13 @@ def on_hosts(config: MeshConfig, hosts: int) -> MeshConfig:
     return dataclasses.replace(config, instance=per_host * hosts, hosts=hosts)
 
 
-def _simulate(config: MeshConfig) -> None:
-    """Ask for enough CPU devices, without taking away any the user asked for."""
+def simulate(config: MeshConfig) -> None:
+    """Ask for enough CPU devices, if they are simulated; before JAX makes any.
+
+    None that the user asked for is taken away.
+    """
+    if not config.simulated:
+        return
     add_xla_flags(SIMULATION_FLAGS)
     per_host = config.num_devices // config.hosts
     # JAX defines its options at import, out of a type checker's sight.

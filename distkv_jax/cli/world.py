@@ -12,7 +12,7 @@ from distkv_jax.cli.main import BAD_INPUT, complaint
 from distkv_jax.engine.config import EngineConfig
 from distkv_jax.errors import ConfigError, DistKVError, WorldLost
 from distkv_jax.llm import LLM, engine_config
-from distkv_jax.mesh import MeshConfig, for_hosts, load_mesh_config
+from distkv_jax.mesh import MeshConfig, for_hosts, load_mesh_config, simulate
 from distkv_jax.models.model_folder import read_config
 from distkv_jax.world.fingerprint import Fingerprint, fingerprint_of
 from serve.launch.detect import detect
@@ -56,6 +56,8 @@ class Place:
         self.engine_args = given_fields(args, EngineConfig)
         self.config = engine_config(self.engine_args, self.mesh)
         self.token = read_token(settings.join_token_file)
+        # Entering the world of all processes makes the devices.
+        simulate(self.mesh)
 
     @property
     def fingerprint(self) -> Fingerprint:
